@@ -1,0 +1,213 @@
+"""The constants of a script as options of its command line, checked before anything heavy is imported."""
+
+import argparse
+import ast
+import io
+import math
+import os
+import sys
+import tokenize
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """What a user wrote cannot be used. The message is one sentence that names the constant or file."""
+
+
+def _integer_from(least):
+    return int, lambda value: value >= least, f"a whole number of at least {least}"
+
+
+def _number_between(least, most):
+    return float, lambda value: least < value < most, f"a number above {least} and below {most}"
+
+
+def _one_of(*choices):
+    return str, lambda value: value in choices, "one of " + ", ".join(f'"{choice}"' for choice in choices)
+
+
+# Of each constant: its type, whether a value is allowed, and what is allowed, in words.
+RULES = {
+    "DATASET": (
+        str,
+        lambda value: value in DATASET_CLASSES or Path(value).is_dir(),
+        '"cifar10", "digits", or a folder of images that exists',
+    ),
+    "TEST_FRACTION": _number_between(0, 1),
+    "VALIDATION_FRACTION": _number_between(0, 1),
+    "IMAGE_SIZE": _integer_from(8),
+    "FIT": _one_of("scale", "pad"),
+    "AUGMENT": _one_of("none", "shift", "shift_flip"),
+    "BACKBONE": (str, str.isidentifier, "the name of a constructor in keras.applications"),
+    "WEIGHTS": (
+        str,
+        lambda value: value in ("imagenet", "none") or Path(value).is_file(),
+        '"imagenet", "none", or a weights file that exists',
+    ),
+    "FROZEN_LAYERS": _integer_from(0),
+    "EMBEDDING_SIZE": _integer_from(2),
+    "TRIPLET_LOSS": _one_of("in_batch", "merge"),
+    "MINING": _one_of("batch_all", "batch_hard", "semi_hard"),
+    "MARGIN": _number_between(0, 4),
+    "CLASSES_PER_BATCH": _integer_from(2),
+    "IMAGES_PER_CLASS": _integer_from(2),
+    "EPOCHS": _integer_from(1),
+    "LEARNING_RATE": _number_between(0, 10),
+    "WARM_UP": (float, lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    "NEIGHBOURS": _integer_from(1),
+    "PRECISION": _one_of("float32", "mixed_float16", "mixed_bfloat16"),
+    "SEED": (int, lambda value: 0 <= value < 2**31, "a whole number from 0 to below 2**31"),
+    "RUN_FOLDER": (str, lambda value: bool(value.strip()), "the path of a folder, new or to be written again"),
+}
+DATASET_CLASSES = {"cifar10": 10, "digits": 10}
+# Layers without the classifier, and smallest IMAGE_SIZE; other backbones are checked once Keras has built them.
+BACKBONE_LIMITS = {"ResNet50": (175, 32), "VGG16": (19, 32), "InceptionV3": (311, 75)}
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+
+
+def read_options(script, constants, arguments=None):
+    """Reads the command line of a script and checks every constant, given or not.
+
+    Args:
+        script: path of the script; each `NAME = literal  # comment` at its top level becomes an option
+            `--name`, its comment the option's help, under the last comment that had a line of its own.
+        constants: dict of the constants' present values, such as `globals()`.
+        arguments: list of str, the command line; `sys.argv` if not given.
+
+    Returns:
+        dict of every constant's value, the command line's where it names one.
+
+    Raises:
+        InputError: if a value or option is wrong, or two values contradict each other.
+    """
+    parser = _Parser(
+        prog=Path(script).name,
+        description="The constants at the top of the script, each as an option.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    groups = {}
+    names = []
+    for name, heading, comment in _described_constants(script):
+        if name not in constants:
+            continue
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        groups[heading].add_argument(
+            "--" + name.lower().replace("_", "-"),
+            dest=name,
+            default=constants[name],
+            metavar=TYPE_NAMES.get(_type_of(name, constants[name]), "value").upper().replace(" ", "_"),
+            help=comment.replace("%", "%%"),
+        )
+        names.append(name)
+    for name in RULES:
+        if name not in names:
+            raise InputError(f"`{name}` must be set once, at the top of `{Path(script).name}`, to a plain value.")
+
+    given = vars(parser.parse_args(arguments))
+    values = {name: _checked(name, given[name], constants[name]) for name in names}
+    _check_together(values)
+    return values
+
+
+def run(main):
+    """Runs `main` and ends the process with one sentence and exit code 2 if it raises InputError."""
+    try:
+        return main()
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f"{message}; `--help` lists the options.")
+
+
+def _described_constants(script):
+    """Yields (name, heading, comment) of each UPPER_CASE literal at the top level of a script."""
+    source = Path(script).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    trailing, headings = {}, {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            text = token.string.lstrip("# ").rstrip()
+            alone = lines[token.start[0] - 1].lstrip().startswith("#")
+            if not alone:
+                trailing[token.start[0]] = text
+            elif text.strip("-="):
+                headings[token.start[0]] = text
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+            continue
+        name = node.targets[0].id
+        if name.isupper():
+            above = [line for line in headings if line < node.lineno]
+            yield name, headings[max(above)] if above else "Constants", trailing.get(node.end_lineno, "")
+
+
+def _type_of(name, value):
+    return RULES[name][0] if name in RULES else type(value)
+
+
+def _checked(name, value, default):
+    """One constant's value in its type, from text (the command line) or as the script has it."""
+    kind = _type_of(name, default)
+    _, allowed, words = RULES.get(name, (kind, lambda value: True, TYPE_NAMES.get(kind, "a plain value")))
+    converted = value
+    if isinstance(value, str) and kind in (int, float):
+        try:
+            converted = kind(value)
+        except ValueError:
+            converted = value
+    elif isinstance(value, str) and kind is bool:
+        converted = {"true": True, "false": False}.get(value.lower(), value)
+    elif kind is float and type(value) is int:
+        converted = float(value)
+    if type(converted) is not kind or (kind is float and not math.isfinite(converted)) or not allowed(converted):
+        raise InputError(f"`{name}` must be {words}. Received: {value!r}")
+    return converted
+
+
+def _check_together(values):
+    """Raises InputError for values that are allowed one by one and contradict each other."""
+    backbone = values["BACKBONE"]
+    if backbone in BACKBONE_LIMITS:
+        layers, smallest = BACKBONE_LIMITS[backbone]
+        if values["IMAGE_SIZE"] < smallest:
+            raise InputError(f"`IMAGE_SIZE` must be at least {smallest} for {backbone}. Received: {values['IMAGE_SIZE']}")
+        if values["FROZEN_LAYERS"] > layers:
+            raise InputError(
+                f"`FROZEN_LAYERS` must be between 0 and {layers} for {backbone}. Received: {values['FROZEN_LAYERS']}"
+            )
+    classes = DATASET_CLASSES.get(values["DATASET"]) or len(class_folders(values["DATASET"]))
+    if classes < 2:
+        raise InputError(
+            f"`DATASET` must be a folder with one folder of images for each of at least two classes. "
+            f"Received: {values['DATASET']!r}, which has {classes}"
+        )
+    if values["CLASSES_PER_BATCH"] > classes:
+        raise InputError(
+            f"`CLASSES_PER_BATCH` must not be above the number of classes, {classes} in {values['DATASET']!r}. "
+            f"Received: {values['CLASSES_PER_BATCH']}"
+        )
+    if (Path(values["RUN_FOLDER"]) / "report.txt").exists():
+        raise InputError(
+            f"`RUN_FOLDER` must not hold a finished run, so that no result is lost: {values['RUN_FOLDER']!r} does; "
+            "name another with --run-folder, or remove it."
+        )
+
+
+def class_folders(folder):
+    """Names of the class folders of a data set, sorted: those of `folder/train` if there is one, else of `folder`."""
+    folder = Path(folder)
+    if has_train_and_test(folder):
+        folder = folder / "train"
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def has_train_and_test(folder):
+    """Whether a folder is split by its owner, into `train/CLASS/IMAGE` and `test/CLASS/IMAGE`."""
+    return (Path(folder) / "train").is_dir() and (Path(folder) / "test").is_dir()

@@ -1,0 +1,389 @@
+"""CIFAR-10, scikit-learn's digits or a folder of images as the same arrays; splits of them; batches and triplets."""
+
+import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from PIL import Image, ImageOps
+from sklearn.datasets import load_digits
+
+from command_line import InputError, class_folders, has_train_and_test
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+CIFAR10_FILE = "datasets/cifar-10-batches-py-target_archive"  # in Keras' cache
+DIGITS_COMMAND = "python init.py --dataset digits --image-size 32 --weights none --frozen-layers 0 --precision float32"
+
+
+class Images(NamedTuple):
+    """Labelled images.
+
+    Attributes:
+        images: uint8, RGB from 0 to 255, shape `(n, 3, height, width)`.
+        labels: int32, the index of each image's class name, shape `(n,)`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load_images(dataset, image_size, fit, test_fraction, seed):
+    """Loads a data set, split into what is trained on and what is tested.
+
+    CIFAR-10 has a test set of its own, and so has a folder of `train/CLASS/IMAGE` and `test/CLASS/IMAGE`; the digits
+    and a folder of `CLASS/IMAGE` are split here, stratified. Images of one size stay at that size; a folder of mixed
+    sizes is brought to `image_size` while it is read.
+
+    Args:
+        dataset: `"cifar10"`, `"digits"` or the path of a folder.
+        image_size: int, pixels; only used for a folder of mixed sizes.
+        fit: `"scale"` or `"pad"`, as in `fine_tuned_models`; only used for a folder of mixed sizes.
+        test_fraction: float, the share of images to test where the data set has no test set.
+        seed: int, of the split.
+
+    Returns:
+        Tuple of the training `Images`, the test `Images`, and the list of class names.
+
+    Raises:
+        InputError: if the data set cannot be downloaded, or the folder cannot be used.
+    """
+    if dataset == "cifar10":
+        return *_load_cifar10(), list(CIFAR10_CLASSES)
+    if dataset == "digits":
+        digits = load_digits()
+        grey = np.rint(digits.images * (255 / 16)).astype("uint8")  # shape (n, 8, 8)
+        images = np.repeat(grey[:, None], 3, axis=1)  # shape (n, 3, 8, 8)
+        class_names = [str(name) for name in digits.target_names]
+        whole = Images(images, digits.target.astype("int32"))
+    else:
+        whole, number_of_training_images, class_names = _load_folder(Path(dataset), image_size, fit)
+        if number_of_training_images:
+            cut = number_of_training_images
+            return Images(*(part[:cut] for part in whole)), Images(*(part[cut:] for part in whole)), class_names
+    return *stratified_split(whole, test_fraction, seed), class_names
+
+
+def stratified_split(data, fraction, seed):
+    """Splits images so that each class gives the same share.
+
+    A class gives `fraction` of its images, rounded, and at least one if it has three or more; it keeps at least two,
+    so that each of them has a positive. The result depends on nothing but the labels, the fraction and the seed.
+
+    Args:
+        data: `Images`.
+        fraction: float between 0 and 1, the share of the second part.
+        seed: int.
+
+    Returns:
+        Tuple of two `Images`, what is kept and what was split off, both in the given order.
+
+    Raises:
+        InputError: if no class has three images.
+    """
+    generator = np.random.default_rng((seed, 0))
+    second = np.zeros(len(data.labels), bool)
+    for label in np.unique(data.labels):
+        members = np.flatnonzero(data.labels == label)
+        share = min(max(round(len(members) * fraction), 1), max(len(members) - 2, 0))
+        second[generator.permutation(members)[:share]] = True
+    if not second.any():
+        raise InputError("`DATASET` must have a class with at least three images, so that some can be split off.")
+    return Images(*(part[~second] for part in data)), Images(*(part[second] for part in data))
+
+
+def sample(data, count, seed):
+    """A random sample of about `count` images, at least ten of each class that has them, as `Images` in order."""
+    generator = np.random.default_rng((seed, 1))
+    classes = np.unique(data.labels)
+    of_each_class = max(10, math.ceil(count / len(classes)))
+    members = [generator.permutation(np.flatnonzero(data.labels == label))[:of_each_class] for label in classes]
+    chosen = np.sort(np.concatenate(members))
+    return Images(*(part[chosen] for part in data))
+
+
+def raw_pixels(data):
+    """Images as plain vectors, the simplest features there are, brought down to 32×32 pixels where they are larger.
+
+    Args:
+        data: `Images`.
+
+    Returns:
+        float32 from 0 to 1, shape `(n, 3 * height * width)`.
+    """
+    images = data.images
+    if max(images.shape[2:]) > 32:
+        shrunk = [
+            keras.ops.image.resize(
+                keras.ops.cast(images[batch], "float32"), (32, 32), antialias=True, data_format="channels_first"
+            )
+            for batch in in_order(len(images), 256)(None)
+        ]
+        images = np.concatenate([keras.ops.convert_to_numpy(batch) for batch in shrunk])
+    return images.reshape(len(images), -1).astype("float32") / 255
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of images for `fit` and `predict`, cut from memory as a plan of indices says.
+
+    The plan and the augmentation of an epoch depend on the seed and the epoch's number alone, so that a run can be
+    repeated, or continued in any epoch. Call `start_epoch` before each one, and `fit` with `shuffle=False`.
+
+    Args:
+        data: `Images`.
+        plan: function of a `numpy.random.Generator` that returns the epoch's batches, a list of integer arrays:
+            indices of shape `(batch,)`, or of triplets, shape `(batch, 3)`.
+        seed: int.
+        augment: `"none"`; `"shift"`, by up to an eighth of height and width, the border mirrored; or
+            `"shift_flip"`, which also mirrors half of the images left to right.
+    """
+
+    def __init__(self, data, plan, seed=0, augment="none"):
+        super().__init__(workers=2)
+        self.data, self.plan, self.seed, self.augment = data, plan, seed, augment
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch):
+        """Makes the plan of an epoch, counted from 0."""
+        self.epoch = epoch
+        self.batches = self.plan(np.random.default_rng((self.seed, 2, epoch)))
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, number):
+        """Returns images `(batch, [3,] 3, height, width)`, uint8, and their labels (of triplets, the anchors')."""
+        indices = self.batches[number]
+        images = self.data.images[indices]
+        if self.augment != "none":
+            generator = np.random.default_rng((self.seed, 3, self.epoch, number))
+            single = images.reshape(-1, *images.shape[-3:])
+            images = _augmented(single, self.augment == "shift_flip", generator).reshape(images.shape)
+        labels = self.data.labels[indices]
+        return images, labels if labels.ndim == 1 else labels[:, 0]
+
+
+def in_order(count, batch_size):
+    """A plan for `Batches`: all of `count` images, in order."""
+    return lambda generator: [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
+
+def classes_and_images(labels, classes_per_batch, images_per_class):
+    """A plan for `Batches`: every batch has P classes and K images of each (Hermans et al. 2017, section 2).
+
+    Every image is in at least one batch of an epoch, and as few as possible are in more: a class's images are dealt
+    out in groups of K, of which each batch takes those of the classes with most groups left. A last group short of K
+    is filled with other images of its class, repeated where the class has fewer than K; the last batches, short of
+    P classes, with groups of classes that are finished. All batches have the same shape.
+
+    Args:
+        labels: integers, shape `(n,)`.
+        classes_per_batch: int, P, at most the number of classes.
+        images_per_class: int, K.
+
+    Returns:
+        A function of a `numpy.random.Generator` that returns a list of index arrays of shape `(P * K,)`.
+    """
+    members_of = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+    def groups_of(members, generator):
+        shuffled = generator.permutation(members)
+        missing = -len(shuffled) % images_per_class
+        last = len(shuffled) - (images_per_class - missing) if missing else len(shuffled)
+        others = generator.permutation(shuffled[:last])  # of the class, and not in the short group
+        filling = np.resize(others if len(others) else shuffled, missing)
+        return list(np.concatenate([shuffled, filling]).reshape(-1, images_per_class))
+
+    def plan(generator):
+        groups = [groups_of(members, generator) for members in members_of]
+        batches = []
+        while any(groups):
+            left = np.array([len(each) for each in groups])
+            chosen = np.argsort(-(left + generator.random(len(left))))[:classes_per_batch]
+            taken = []
+            for number in chosen:
+                finished = not groups[number]
+                taken.append((groups_of(members_of[number], generator) if finished else groups[number]).pop())
+            batches.append(np.concatenate(taken))
+        return [batches[number] for number in generator.permutation(len(batches))]
+
+    return plan
+
+
+def random_triplets(labels, triplets_per_batch):
+    """A plan for `Batches`: every image once as the anchor, with a random positive and a random negative.
+
+    Images that are alone in their class have no positive and are no anchors.
+
+    Args:
+        labels: integers, shape `(n,)`, of at least two classes.
+        triplets_per_batch: int; the last batch of an epoch may have fewer.
+
+    Returns:
+        A function of a `numpy.random.Generator` that returns a list of index arrays of shape `(batch, 3)`:
+        anchor, positive, negative.
+    """
+    by_class = np.argsort(labels, kind="stable")
+    _, start, size = np.unique(labels[by_class], return_index=True, return_counts=True)
+    start, size = np.repeat(start, size), np.repeat(size, size)  # of each place's class in `by_class`, shape (n,)
+    places = np.flatnonzero(size > 1)
+
+    def plan(generator):
+        anchor = generator.permutation(places)
+        others = generator.integers(1, size[anchor])  # steps to another image of the class, around the end
+        positive = start[anchor] + (anchor - start[anchor] + others) % size[anchor]
+        negative = generator.integers(0, len(by_class) - size[anchor])  # among the images of other classes
+        negative = negative + np.where(negative >= start[anchor], size[anchor], 0)
+        triplets = by_class[np.stack([anchor, positive, negative], axis=1)]  # shape (n, 3)
+        return [triplets[first : first + triplets_per_batch] for first in range(0, len(triplets), triplets_per_batch)]
+
+    return plan
+
+
+def _augmented(images, flip, generator):
+    """Shifts images at random, and mirrors half of them if asked; shape and dtype stay."""
+    count, _, height, width = images.shape
+    down, right = math.ceil(height / 8), math.ceil(width / 8)
+    padded = np.pad(images, ((0, 0), (0, 0), (down, down), (right, right)), mode="reflect")
+    tops = generator.integers(0, 2 * down + 1, count)
+    lefts = generator.integers(0, 2 * right + 1, count)
+    mirrored = generator.random(count) < (0.5 if flip else 0)
+    shifted = np.empty_like(images)
+    for number, (top, left) in enumerate(zip(tops, lefts, strict=True)):
+        cut = padded[number, :, top : top + height, left : left + width]
+        shifted[number] = cut[:, :, ::-1] if mirrored[number] else cut
+    return shifted
+
+
+def _load_cifar10():
+    try:
+        parts = keras.datasets.cifar10.load_data()
+    except Exception as error:  # Keras raises a bare Exception when a download fails
+        raise InputError(
+            f"CIFAR-10 could not be loaded ({error}). Put {CIFAR10_ADDRESS} by hand at "
+            f"{Path(keras.config.keras_home()) / CIFAR10_FILE}, or look at a run that needs no download: {DIGITS_COMMAND}"
+        ) from error
+    if keras.config.image_data_format() == "channels_last":
+        parts = [(images.transpose(0, 3, 1, 2), labels) for images, labels in parts]
+    return [Images(images, labels.reshape(-1).astype("int32")) for images, labels in parts]
+
+
+def _load_folder(folder, image_size, fit):
+    """Reads a folder of images: `Images`, how many of them are in `train/` (0 if it is not split), class names."""
+    class_names = class_folders(folder)
+    split = has_train_and_test(folder)
+    parts = [folder / "train", folder / "test"] if split else [folder]
+    if split:
+        unknown = sorted(set(class_folders(folder / "test")) - set(class_names))
+        if unknown:
+            raise InputError(f"Every class in {folder / 'test'} must be in {folder / 'train'} too. Received: {unknown}")
+    files = [
+        (path, label, part)
+        for part in parts
+        for label, name in enumerate(class_names)
+        for path in sorted((part / name).rglob("*") if (part / name).is_dir() else ())
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+    ]
+    counts = np.bincount([label for _, label, part in files if part == parts[0]], minlength=len(class_names))
+    if counts.min(initial=2) < 2 or (split and all(part == parts[0] for _, _, part in files)):
+        few = [name for name, count in zip(class_names, counts, strict=True) if count < 2] or ["test"]
+        raise InputError(
+            f"Every class folder in {parts[0]} must hold at least two images ({', '.join(IMAGE_SUFFIXES)}), and a "
+            f"test folder at least one. Received too few in: {', '.join(few)}"
+        )
+    images = read_images([path for path, _, _ in files], image_size, fit)
+    labels = np.array([label for _, label, _ in files], "int32")
+    return Images(images, labels), sum(part == parts[0] for *_, part in files) if split else 0, class_names
+
+
+def read_images(paths, image_size, fit="scale", one_size=None):
+    """Reads image files (JPEG, PNG, BMP, GIF's first frame; grey, palette, RGBA on white, EXIF-rotated) as RGB.
+
+    Args:
+        paths: list of paths.
+        image_size: int, pixels, to which images of mixed sizes are brought.
+        fit: `"scale"`, stretched to the square, or `"pad"`, made smaller where too large and set on black.
+        one_size: `(height, width)` to bring every image to, such as a trained model's; if not given, images of one
+            size stay at that size.
+
+    Returns:
+        uint8, shape `(n, 3, height, width)`.
+
+    Raises:
+        InputError: if files cannot be read as images; it names them.
+    """
+    with ThreadPoolExecutor() as pool:
+        sizes = _of_readable(paths, pool.map(_told(_stored_size), paths))
+        height, width = one_size or (sizes[0] if len(set(sizes)) == 1 else (image_size, image_size))
+        images = np.empty((len(paths), 3, height, width), "uint8")
+        print(f"Reading {len(paths):,} images of {height}×{width} pixels: {images.nbytes / 2**20:,.0f} MiB of memory.")
+        progress = keras.utils.Progbar(len(paths), unit_name="image", verbose=1 if sys.stdout.isatty() else 0)
+
+        def read(item):
+            number, path = item
+            images[number] = _rgb_pixels(path, (height, width), fit)
+
+        results = []
+        for result in pool.map(_told(read), enumerate(paths)):
+            results.append(result)
+            if len(results) % 256 == 0 or len(results) == len(paths):
+                progress.update(len(results))
+        _of_readable(paths, results)
+    return images
+
+
+def _told(read):
+    """Makes a function of a file return its error, not raise it, so that all bad files can be named at once."""
+
+    def read_or_error(item):
+        try:
+            return read(item)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as Pillow raises them
+            return error
+
+    return read_or_error
+
+
+def _of_readable(paths, results):
+    results = list(results)
+    bad = [(path, result) for path, result in zip(paths, results, strict=True) if isinstance(result, Exception)]
+    if bad:
+        shown = "; ".join(f"{path} ({error})" for path, error in bad[:20])
+        more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise InputError(f"Every image file must be readable. Received {len(bad)} that are not: {shown}{more}")
+    return results
+
+
+def _stored_size(path):
+    """Height and width of an image file as it is to be seen, from its header."""
+    with Image.open(path) as image:
+        width, height = image.size
+        sideways = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 are turned by 90 degrees
+        return (width, height) if sideways else (height, width)
+
+
+def _rgb_pixels(path, size, fit):
+    """An image file as uint8 RGB of shape `(3, height, width)`, brought to `size` as `fit` says."""
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip rather than scale
+            image = Image.fromarray((np.asarray(image).astype("uint32") >> 8).clip(0, 255).astype("uint8"))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+        height, width = size
+        if image.size != (width, height):
+            if fit == "scale":
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+            else:
+                if image.width > width or image.height > height:
+                    image = ImageOps.contain(image, (width, height), Image.Resampling.BILINEAR)
+                onto = Image.new("RGB", (width, height))
+                onto.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+                image = onto
+        return np.asarray(image).transpose(2, 0, 1)

@@ -1,0 +1,188 @@
+"""Fine-tunes a pre-trained network with a triplet loss, then predicts classes by nearest neighbour.
+
+    python init.py                                            CIFAR-10, ImageNet weights, for one GPU
+    python init.py --epochs 3 --mining batch_hard             any constant below is an option
+    python init.py --dataset my_images --run-folder my_run    a folder of CLASS/IMAGE files
+    python init.py --dataset digits --image-size 32 --weights none --frozen-layers 0 --precision float32 \
+        --learning-rate 1e-3 --epochs 6 --run-folder digits_run           no download, no GPU, two minutes
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import command_line
+import keras_settings
+
+# ------------------------------------------------------------------------------------------------------------------
+# Data
+DATASET = "cifar10"  # "cifar10", "digits", or a folder of CLASS/IMAGE or of train/CLASS/IMAGE and test/CLASS/IMAGE
+TEST_FRACTION = 0.2  # share of the images to test, where the data set has no test set of its own
+VALIDATION_FRACTION = 0.1  # share of the training images held back, to choose the best epoch by
+IMAGE_SIZE = 224  # pixels, height and width that the network is given; smaller is faster
+FIT = "scale"  # "scale" images to IMAGE_SIZE, or "pad" them with black where they are smaller
+AUGMENT = "shift_flip"  # "none", "shift" by up to 1/8, or "shift_flip", mirrored too (not for digits or text)
+# Model
+BACKBONE = "ResNet50"  # a constructor in keras.applications, such as "VGG16" or "InceptionV3"
+WEIGHTS = "imagenet"  # "imagenet", "none" (random), or a weights file of the backbone or of an earlier run
+FROZEN_LAYERS = 15  # the backbone's first layers that do not train; 0 with random weights
+EMBEDDING_SIZE = 128  # numbers in an embedding, whose length is 1
+# Loss and optimizer
+TRIPLET_LOSS = "in_batch"  # "in_batch" finds triplets inside each batch; "merge" draws them at random, 3 images each
+MINING = "semi_hard"  # "batch_all", "batch_hard" or "semi_hard": which triplets of a batch count; for "in_batch"
+MARGIN = 0.3  # on squared distances of unit vectors, which lie between 0 and 4
+CLASSES_PER_BATCH = 8  # P, at least 2 and at most the number of classes
+IMAGES_PER_CLASS = 16  # K, at least 2; a batch has P*K images, halve K if memory runs out
+EPOCHS = 20  # passes over the training images
+LEARNING_RATE = 1e-4  # Adam's at its peak; 1e-3 with random weights
+WARM_UP = 0.1  # share of the steps in which the learning rate rises, before it falls along a cosine
+# Run
+NEIGHBOURS = 5  # nearest training images that vote for a test image's class
+PRECISION = "mixed_float16"  # "mixed_float16", "mixed_bfloat16" (GPUs since Ampere), or "float32" (any CPU)
+SEED = 0  # of the split, the weights, the batches and the augmentation
+RUN_FOLDER = "run"  # where the model, the report and the figures go
+# ------------------------------------------------------------------------------------------------------------------
+
+
+
+def read_constants():
+    globals().update(command_line.read_options(__file__, globals()))
+    keras_settings.apply()
+
+
+if __name__ == "__main__":
+    command_line.run(read_constants)  # before the imports below, so that a wrong value is told at once
+
+import keras
+import numpy as np
+from sklearn.metrics import classification_report
+
+import figures
+import image_data
+import nearest_neighbours
+from fine_tune_model import fine_tuned_models, triplet_model
+from training_callbacks import NearestNeighbourAccuracy, NewEpoch
+from triplet_loss_functions import InBatchTripletLoss, MergeTripletLoss
+
+
+def main():
+    run_folder = new_run_folder()
+    keras.utils.set_random_seed(SEED)
+    keras.config.set_dtype_policy(PRECISION)
+    batch_size = CLASSES_PER_BATCH * IMAGES_PER_CLASS
+
+    # Load and split the images.
+    train, test, class_names = image_data.load_images(DATASET, IMAGE_SIZE, FIT, TEST_FRACTION, SEED)
+    train, validation = image_data.stratified_split(train, VALIDATION_FRACTION, SEED)
+    say_what_was_loaded(train, validation, test, class_names)
+
+    # Build the network, and see how well it does as it is.
+    model = fine_tuned_models(
+        train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, FROZEN_LAYERS, EMBEDDING_SIZE
+    )
+
+    def embed(data):  # shape (n, EMBEDDING_SIZE)
+        in_order = image_data.in_order(len(data.labels), batch_size)
+        return model.predict(image_data.Batches(data, in_order), verbose=0)
+
+    def evaluate(features):
+        return nearest_neighbours.evaluate(features(train), train.labels, features(test), test.labels, NEIGHBOURS)
+
+    print("Predicting the test images' classes from raw pixels, and from the network before training ...")
+    scores = {"raw pixels": evaluate(image_data.raw_pixels)[1], "before training": evaluate(embed)[1]}
+
+    # Train with one of the two triplet losses; keep the weights of the best epoch.
+    if TRIPLET_LOSS == "in_batch":
+        plan = image_data.classes_and_images(train.labels, CLASSES_PER_BATCH, IMAGES_PER_CLASS)
+        trained, loss = keras.Model(model.inputs, model.outputs), InBatchTripletLoss(MARGIN, MINING)
+    else:
+        plan = image_data.random_triplets(train.labels, batch_size // 3)
+        trained, loss = triplet_model(model), MergeTripletLoss(MARGIN)
+    batches = image_data.Batches(train, plan, SEED, AUGMENT)
+    trained.compile(keras.optimizers.Adam(learning_rate(EPOCHS * len(batches))), loss, metrics=loss.metrics())
+    check = NearestNeighbourAccuracy(
+        embed, image_data.sample(train, len(validation.labels), SEED), validation, NEIGHBOURS, run_folder
+    )
+    log = keras.callbacks.CSVLogger(run_folder / "history.csv")
+    verbose = 1 if sys.stdout.isatty() else 2
+    callbacks = [NewEpoch(batches), keras.callbacks.TerminateOnNaN(), check, log]
+    history = trained.fit(batches, epochs=EPOCHS, shuffle=False, callbacks=callbacks, verbose=verbose).history
+    check.load_best_weights()
+
+    # Predict the classes of the test images by nearest neighbour on the embeddings.
+    references, queries = embed(train), embed(test)
+    predicted, scores["after training"] = nearest_neighbours.evaluate(
+        references, train.labels, queries, test.labels, NEIGHBOURS
+    )
+
+    # Save everything, and say how well it did.
+    model.save(run_folder / "embedding_model.keras")
+    np.savez(run_folder / "references.npz", embeddings=references, labels=train.labels, class_names=class_names)
+    _, nearest = nearest_neighbours.nearest(references, queries, min(8, len(references)))
+    figures.training_curves(history, run_folder / "training_curves.png")
+    figures.confusion_matrix(test.labels, predicted, class_names, run_folder / "confusion_matrix.png")
+    figures.embedding_map(queries, test.labels, class_names, run_folder / "embedding_map.png", SEED)
+    figures.neighbour_page(test, predicted, train, nearest, class_names, run_folder / "neighbours.png", SEED)
+    report(scores, test.labels, predicted, class_names, run_folder)
+
+
+def new_run_folder():
+    """Makes RUN_FOLDER, and writes the constants into it."""
+    run_folder = Path(RUN_FOLDER)
+    constants = {name: globals()[name] for name in command_line.RULES}
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        (run_folder / "constants.json").write_text(json.dumps(constants, indent=4) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise command_line.InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {error}") from error
+    return run_folder
+
+
+def say_what_was_loaded(train, validation, test, class_names):
+    """Prints how many images there are; raises InputError if they are too few for the constants."""
+    height, width = train.images.shape[2:]
+    counts = np.bincount(train.labels, minlength=len(class_names))
+    print(
+        f"{len(train.labels):,} images to train on, {len(validation.labels):,} to validate, {len(test.labels):,} to "
+        f"test; {height}×{width} pixels, {len(class_names)} classes: {', '.join(class_names[:20])}"
+        + (" ..." if len(class_names) > 20 else "")
+    )
+    if NEIGHBOURS > len(train.labels):
+        raise command_line.InputError(
+            f"`NEIGHBOURS` must be at most the number of training images, {len(train.labels)}. Received: {NEIGHBOURS}"
+        )
+    small = [f"{name} ({count})" for name, count in zip(class_names, counts, strict=True) if count < IMAGES_PER_CLASS]
+    if small and TRIPLET_LOSS == "in_batch":
+        print(f"Classes with fewer than {IMAGES_PER_CLASS} training images, repeated in a batch: {', '.join(small)}")
+    if WEIGHTS == "none" and FROZEN_LAYERS > 0:
+        print(f"FROZEN_LAYERS = {FROZEN_LAYERS} keeps random weights as they are; 0 trains them.")
+
+
+def learning_rate(steps):
+    """Rises over the first WARM_UP of the steps, then falls to 0 along half a cosine."""
+    rising = round(WARM_UP * steps)
+    if rising == 0:
+        return keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, max(steps - rising, 1), warmup_target=LEARNING_RATE, warmup_steps=rising
+    )
+
+
+def report(scores, labels, predicted, class_names, run_folder):
+    """Prints the scores and writes them into RUN_FOLDER, last of all its files."""
+    columns = list(scores["after training"])
+    lines = [" " * 16 + "".join(f"{column:>11}" for column in columns)]
+    for name, values in scores.items():
+        lines.append(f"{name:<16}" + "".join(f"{values[column]:>11.4f}" for column in columns))
+    per_class = classification_report(
+        labels, predicted, labels=range(len(class_names)), target_names=class_names, digits=4, zero_division=0
+    )
+    text = f"Test images, by the vote of {NEIGHBOURS} neighbours among the training images\n\n" + "\n".join(lines)
+    text = f"{text}\n\nAfter training, for each class\n\n{per_class}"
+    print(f"\n{text}\nThe model, its reference embeddings, this report and four figures are in {run_folder}/")
+    (run_folder / "report.json").write_text(json.dumps(scores, indent=4) + "\n", encoding="utf-8")
+    (run_folder / "report.txt").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,119 @@
+"""Classes predicted from the nearest embeddings, and how good an embedding is for that."""
+
+import numpy as np
+from sklearn.metrics import pairwise_distances_chunked
+from sklearn.neighbors import NearestNeighbors
+
+
+def nearest(references, queries, neighbours):
+    """Finds the nearest references of each query by Euclidean distance, exactly.
+
+    Args:
+        references: floats, shape `(n_references, embedding_size)`.
+        queries: floats, shape `(n_queries, embedding_size)`.
+        neighbours: int, at most `n_references`.
+
+    Returns:
+        Tuple of distances and indices of references, nearest first, both of shape `(n_queries, neighbours)`.
+
+    Raises:
+        ValueError: if `neighbours` is below 1 or above the number of references.
+    """
+    if not 1 <= neighbours <= len(references):
+        raise ValueError(f"`neighbours` must be between 1 and {len(references)}. Received: {neighbours}")
+    return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(references).kneighbors(queries)
+
+
+def vote(distances, labels):
+    """The class that most neighbours have; among classes with as many, the one whose neighbours are nearer in sum.
+
+    Args:
+        distances: shape `(n, neighbours)`, nearest first.
+        labels: classes of the neighbours, shape `(n, neighbours)`.
+
+    Returns:
+        Classes of shape `(n,)`.
+    """
+    same = labels[:, :, None] == labels[:, None, :]  # shape (n, neighbours, neighbours)
+    votes = same.sum(axis=2)  # shape (n, neighbours)
+    summed = np.where(same, distances[:, None, :], 0).sum(axis=2)  # shape (n, neighbours)
+    most = votes == votes.max(axis=1, keepdims=True)
+    winner = np.where(most, summed, np.inf).argmin(axis=1)  # the nearest neighbour of equals
+    return labels[np.arange(len(labels)), winner]
+
+
+def predict_classes(references, reference_labels, queries, neighbours):
+    """Predicts each query's class by the vote of its nearest references.
+
+    Args:
+        references: embeddings of labelled images, shape `(n_references, embedding_size)`.
+        reference_labels: integers, shape `(n_references,)`.
+        queries: embeddings, shape `(n_queries, embedding_size)`.
+        neighbours: int, how many references vote.
+
+    Returns:
+        Classes of shape `(n_queries,)`.
+    """
+    distances, indices = nearest(references, queries, neighbours)
+    return vote(distances, reference_labels[indices])
+
+
+def evaluate(references, reference_labels, queries, query_labels, neighbours):
+    """Measures how well nearest references tell the queries' classes.
+
+    Args:
+        references: floats, shape `(n_references, embedding_size)`.
+        reference_labels: integers, shape `(n_references,)`.
+        queries: floats, shape `(n_queries, embedding_size)`.
+        query_labels: integers, shape `(n_queries,)`.
+        neighbours: int, how many references vote.
+
+    Returns:
+        Tuple of the predicted classes `(n_queries,)` and a dict of fractions: `accuracy`; `recall@1`, `recall@5` and
+        `recall@10`, the share of queries with one of their class among so many nearest; and `MAP@R` (see
+        `mean_average_precision_at_r`).
+    """
+    distances, indices = nearest(references, queries, min(max(neighbours, 10), len(references)))
+    labels = reference_labels[indices]
+    predicted = vote(distances[:, :neighbours], labels[:, :neighbours])
+    scores = {"accuracy": float(np.mean(predicted == query_labels))}
+    for k in (1, 5, 10):
+        scores[f"recall@{k}"] = float(np.mean((labels[:, :k] == query_labels[:, None]).any(axis=1)))
+    scores["MAP@R"] = mean_average_precision_at_r(references, reference_labels, queries, query_labels)
+    return predicted, scores
+
+
+def mean_average_precision_at_r(references, reference_labels, queries, query_labels):
+    """MAP@R of Musgrave et al. 2020 ("A Metric Learning Reality Check", section 3.2).
+
+    With R the number of references of a query's class, a query's score is the mean over its R nearest references of
+    the precision up to each one that is of its class, 0 for the others; the result is the mean over queries.
+    Queries of a class without references are left out, and it is 0 if that leaves none.
+
+    Args:
+        references, reference_labels, queries, query_labels: as in `evaluate`.
+
+    Returns:
+        float between 0 and 1.
+    """
+    classes = max(reference_labels.max(), query_labels.max()) + 1
+    counts = np.bincount(reference_labels, minlength=classes)[query_labels]  # R of each query, shape (n_queries,)
+    most = counts.max(initial=0)
+    if most == 0:
+        return 0.0
+
+    def average_precision(distances, start):
+        wanted = counts[start : start + len(distances), None]
+        candidates = np.argpartition(distances, most - 1, axis=1)[:, :most]  # shape (chunk, most)
+        order = np.take_along_axis(distances, candidates, axis=1).argsort(axis=1)
+        ranked = np.take_along_axis(candidates, order, axis=1)
+        rank = np.arange(1, most + 1)
+        hit = reference_labels[ranked] == query_labels[start : start + len(distances), None]
+        hit &= rank <= wanted
+        precision = hit.cumsum(axis=1) / rank
+        return np.where(hit, precision, 0).sum(axis=1) / np.maximum(wanted[:, 0], 1)
+
+    chunks = pairwise_distances_chunked(
+        queries, references, metric="sqeuclidean", working_memory=128, reduce_func=average_precision
+    )
+    return float(np.concatenate(list(chunks))[counts > 0].mean())
