@@ -9,6 +9,11 @@ import sys
 import tokenize
 from pathlib import Path
 
+NO_DOWNLOAD = (
+    "Nothing is downloaded by: python init.py --dataset digits --image-size 32 --augment none --weights none "
+    "--frozen-layers 0 --precision float32"
+)
+
 
 class InputError(ValueError):
     """What a user wrote cannot be used. The message is one sentence that names the constant or file."""
@@ -176,7 +181,9 @@ def _check_together(values):
     if backbone in BACKBONE_LIMITS:
         layers, smallest = BACKBONE_LIMITS[backbone]
         if values["IMAGE_SIZE"] < smallest:
-            raise InputError(f"`IMAGE_SIZE` must be at least {smallest} for {backbone}. Received: {values['IMAGE_SIZE']}")
+            raise InputError(
+                f"`IMAGE_SIZE` must be at least {smallest} for {backbone}. Received: {values['IMAGE_SIZE']}"
+            )
         if values["FROZEN_LAYERS"] > layers:
             raise InputError(
                 f"`FROZEN_LAYERS` must be between 0 and {layers} for {backbone}. Received: {values['FROZEN_LAYERS']}"
@@ -200,14 +207,16 @@ def _check_together(values):
 
 
 def class_folders(folder):
-    """Names of the class folders of a data set, sorted: those of `folder/train` if there is one, else of `folder`."""
-    folder = Path(folder)
-    if has_train_and_test(folder):
-        folder = folder / "train"
+    """Names of the class folders of a data set, sorted: those of `folder/train` if it is split, else of `folder`."""
+    return _folders(Path(folder) / "train" if is_split(folder) else folder)
+
+
+def is_split(folder):
+    """Whether a folder was split by its owner, into `train/CLASS/IMAGE` and `test/CLASS/IMAGE`."""
+    parts = [Path(folder) / "train", Path(folder) / "test"]
+    return all(part.is_dir() and _folders(part) for part in parts)
+
+
+def _folders(folder):
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def has_train_and_test(folder):
-    """Whether a folder is split by its owner, into `train/CLASS/IMAGE` and `test/CLASS/IMAGE`."""
-    return (Path(folder) / "train").is_dir() and (Path(folder) / "test").is_dir()

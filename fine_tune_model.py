@@ -1,12 +1,13 @@
 """The embedding network: a backbone of `keras.applications`, partly frozen, with an embedding head."""
 
+import re
 import sys
 
 import keras
 import numpy as np
 from keras import layers
 
-from command_line import InputError
+from command_line import NO_DOWNLOAD, InputError
 
 
 def fine_tuned_models(
@@ -45,7 +46,7 @@ def fine_tuned_models(
         InputError: if the backbone is unknown, `image_size` too small for it, `frozen_layers` above its depth, or
             the weights cannot be downloaded or are another network's.
     """
-    network = _backbone(backbone, image_size, "imagenet" if weights == "imagenet" else None)
+    network = _backbone(backbone, image_size, "imagenet" if weights == "imagenet" else "none")
     if frozen_layers > len(network.layers):
         raise InputError(
             f"`FROZEN_LAYERS` must be between 0 and {len(network.layers)} for {backbone}. Received: {frozen_layers}"
@@ -114,7 +115,9 @@ def data_generator(images, labels, batch_size, image_size=224, fit="scale", back
         ValueError: if there are no images, or not one label for each.
     """
     if len(images) == 0 or len(images) != len(labels):
-        raise ValueError(f"There must be one label for each image. Received: {len(images)} images, {len(labels)} labels")
+        raise ValueError(
+            f"There must be one label for each image. Received: {len(images)} images, {len(labels)} labels"
+        )
     raw = keras.Input(images.shape[1:], dtype="uint8")
     resize = keras.Model(raw, _resized_and_preprocessed(raw, image_size, fit, backbone))
     generator = np.random.default_rng(seed)
@@ -151,16 +154,19 @@ def _backbone(backbone, image_size, weights):
     shape = (3, image_size, image_size) if channels_first else (image_size, image_size, 3)
     constructor = _constructor(backbone)
     try:
-        return constructor(include_top=False, weights=weights, input_shape=shape)
-    except ValueError as error:
+        network = constructor(include_top=False, weights=None, input_shape=shape)
+    except ValueError as error:  # too small, or the architecture has no channels_first
         raise InputError(f"`BACKBONE` {backbone} cannot be built for `IMAGE_SIZE` {image_size}: {error}") from error
+    if weights == "none":
+        return network
+    try:
+        return constructor(include_top=False, weights=weights, input_shape=shape)
     except Exception as error:  # Keras raises a bare Exception when a download fails
-        if "URL fetch failure" not in str(error):
-            raise
-        address = str(error).split(" on ", 1)[1].split(": ", 1)[0]
+        address = re.search(r"https?://\S+[^\s:]", str(error))
         raise InputError(
-            f"The ImageNet weights of {backbone} could not be downloaded ({error}). Put {address} by hand into "
-            f"{keras.config.keras_home()}/models, or start from random weights with --weights none --frozen-layers 0"
+            f"The ImageNet weights of {backbone} could not be loaded ({error}). Put "
+            f"{address.group() if address else 'their file'} by hand into {keras.config.keras_home()}/models. "
+            + NO_DOWNLOAD
         ) from error
 
 

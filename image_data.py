@@ -11,13 +11,12 @@ import numpy as np
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
-from command_line import InputError, class_folders, has_train_and_test
+from command_line import NO_DOWNLOAD, InputError, class_folders, is_split
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_FILE = "datasets/cifar-10-batches-py-target_archive"  # in Keras' cache
-DIGITS_COMMAND = "python init.py --dataset digits --image-size 32 --weights none --frozen-layers 0 --precision float32"
 
 
 class Images(NamedTuple):
@@ -265,7 +264,7 @@ def _load_cifar10():
     except Exception as error:  # Keras raises a bare Exception when a download fails
         raise InputError(
             f"CIFAR-10 could not be loaded ({error}). Put {CIFAR10_ADDRESS} by hand at "
-            f"{Path(keras.config.keras_home()) / CIFAR10_FILE}, or look at a run that needs no download: {DIGITS_COMMAND}"
+            f"{Path(keras.config.keras_home()) / CIFAR10_FILE}. {NO_DOWNLOAD}"
         ) from error
     if keras.config.image_data_format() == "channels_last":
         parts = [(images.transpose(0, 3, 1, 2), labels) for images, labels in parts]
@@ -275,9 +274,12 @@ def _load_cifar10():
 def _load_folder(folder, image_size, fit):
     """Reads a folder of images: `Images`, how many of them are in `train/` (0 if it is not split), class names."""
     class_names = class_folders(folder)
-    split = has_train_and_test(folder)
+    split = is_split(folder)
     parts = [folder / "train", folder / "test"] if split else [folder]
     if split:
+        others = sorted(entry.name for entry in folder.iterdir() if entry not in parts)
+        if others:
+            print(f"Beside train and test in {folder}, and not read: {', '.join(others)}")
         unknown = sorted(set(class_folders(folder / "test")) - set(class_names))
         if unknown:
             raise InputError(f"Every class in {folder / 'test'} must be in {folder / 'train'} too. Received: {unknown}")
@@ -295,20 +297,24 @@ def _load_folder(folder, image_size, fit):
             f"Every class folder in {parts[0]} must hold at least two images ({', '.join(IMAGE_SUFFIXES)}), and a "
             f"test folder at least one. Received too few in: {', '.join(few)}"
         )
-    images = read_images([path for path, _, _ in files], image_size, fit)
+    paths = [path for path, _, _ in files]
+    with ThreadPoolExecutor() as pool:
+        sizes = set(_of_readable(paths, pool.map(_told(_stored_size), paths)))
+    size = sizes.pop() if len(sizes) == 1 else (image_size, image_size)
+    memory = 3 * math.prod(size) * len(paths) / 2**20
+    print(f"Reading {len(paths):,} images at {size[0]}×{size[1]} pixels: {memory:,.0f} MiB of memory")
+    images = read_images(paths, size, fit)
     labels = np.array([label for _, label, _ in files], "int32")
     return Images(images, labels), sum(part == parts[0] for *_, part in files) if split else 0, class_names
 
 
-def read_images(paths, image_size, fit="scale", one_size=None):
+def read_images(paths, size, fit="scale"):
     """Reads image files (JPEG, PNG, BMP, GIF's first frame; grey, palette, RGBA on white, EXIF-rotated) as RGB.
 
     Args:
         paths: list of paths.
-        image_size: int, pixels, to which images of mixed sizes are brought.
-        fit: `"scale"`, stretched to the square, or `"pad"`, made smaller where too large and set on black.
-        one_size: `(height, width)` to bring every image to, such as a trained model's; if not given, images of one
-            size stay at that size.
+        size: `(height, width)` in pixels that every image is brought to, such as a trained model's.
+        fit: `"scale"`, stretched to the size, or `"pad"`, made smaller where too large and centred on black.
 
     Returns:
         uint8, shape `(n, 3, height, width)`.
@@ -316,23 +322,20 @@ def read_images(paths, image_size, fit="scale", one_size=None):
     Raises:
         InputError: if files cannot be read as images; it names them.
     """
+    images = np.empty((len(paths), 3, *size), "uint8")
+    progress = keras.utils.Progbar(len(paths), unit_name="image", verbose=1 if sys.stdout.isatty() else 0)
+
+    def read(item):
+        number, path = item
+        images[number] = _rgb_pixels(path, size, fit)
+
+    results = []
     with ThreadPoolExecutor() as pool:
-        sizes = _of_readable(paths, pool.map(_told(_stored_size), paths))
-        height, width = one_size or (sizes[0] if len(set(sizes)) == 1 else (image_size, image_size))
-        images = np.empty((len(paths), 3, height, width), "uint8")
-        print(f"Reading {len(paths):,} images of {height}×{width} pixels: {images.nbytes / 2**20:,.0f} MiB of memory.")
-        progress = keras.utils.Progbar(len(paths), unit_name="image", verbose=1 if sys.stdout.isatty() else 0)
-
-        def read(item):
-            number, path = item
-            images[number] = _rgb_pixels(path, (height, width), fit)
-
-        results = []
         for result in pool.map(_told(read), enumerate(paths)):
             results.append(result)
             if len(results) % 256 == 0 or len(results) == len(paths):
                 progress.update(len(results))
-        _of_readable(paths, results)
+    _of_readable(paths, results)
     return images
 
 

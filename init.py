@@ -44,7 +44,6 @@ RUN_FOLDER = "run"  # where the model, the report and the figures go
 # ------------------------------------------------------------------------------------------------------------------
 
 
-
 def read_constants():
     globals().update(command_line.read_options(__file__, globals()))
     keras_settings.apply()
@@ -70,6 +69,7 @@ def main():
     keras.utils.set_random_seed(SEED)
     keras.config.set_dtype_policy(PRECISION)
     batch_size = CLASSES_PER_BATCH * IMAGES_PER_CLASS
+    say_where_it_runs()
 
     # Load and split the images.
     train, test, class_names = image_data.load_images(DATASET, IMAGE_SIZE, FIT, TEST_FRACTION, SEED)
@@ -77,9 +77,7 @@ def main():
     say_what_was_loaded(train, validation, test, class_names)
 
     # Build the network, and see how well it does as it is.
-    model = fine_tuned_models(
-        train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, FROZEN_LAYERS, EMBEDDING_SIZE
-    )
+    model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, FROZEN_LAYERS, EMBEDDING_SIZE)
 
     def embed(data):  # shape (n, EMBEDDING_SIZE)
         in_order = image_data.in_order(len(data.labels), batch_size)
@@ -134,7 +132,9 @@ def new_run_folder():
         run_folder.mkdir(parents=True, exist_ok=True)
         (run_folder / "constants.json").write_text(json.dumps(constants, indent=4) + "\n", encoding="utf-8")
     except OSError as error:
-        raise command_line.InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {error}") from error
+        raise command_line.InputError(
+            f"`RUN_FOLDER` must be a folder that can be written. Received: {error}"
+        ) from error
     return run_folder
 
 
@@ -156,6 +156,15 @@ def say_what_was_loaded(train, validation, test, class_names):
         print(f"Classes with fewer than {IMAGES_PER_CLASS} training images, repeated in a batch: {', '.join(small)}")
     if WEIGHTS == "none" and FROZEN_LAYERS > 0:
         print(f"FROZEN_LAYERS = {FROZEN_LAYERS} keeps random weights as they are; 0 trains them.")
+
+
+def say_where_it_runs():
+    """Prints the versions and the device, and warns where the device does not suit PRECISION."""
+    device = str(keras.ops.zeros(1).device).lower()
+    gpu = "gpu" in device or "cuda" in device
+    print(f"Keras {keras.__version__} on {keras.backend.backend()}, {'a GPU' if gpu else 'no GPU found: on the CPU'}")
+    if not gpu and PRECISION != "float32":
+        print(f"PRECISION = {PRECISION} is slow on a CPU; float32 is not.")
 
 
 def learning_rate(steps):
