@@ -35,7 +35,7 @@ def _one_of(*choices):
 RULES = {
     "DATASET": (
         str,
-        lambda value: value in DATASET_CLASSES or Path(value).is_dir(),
+        lambda value: value in DATASET_CLASSES or os.path.isdir(value),  # False, where `Path` raises
         '"cifar10", "digits", or a folder of images that exists',
     ),
     "TEST_FRACTION": _number_between(0, 1),
@@ -46,13 +46,13 @@ RULES = {
     "BACKBONE": (str, str.isidentifier, "the name of a constructor in keras.applications"),
     "WEIGHTS": (
         str,
-        lambda value: value in ("imagenet", "none") or Path(value).is_file(),
+        lambda value: value in ("imagenet", "none") or os.path.isfile(value),
         '"imagenet", "none", or a weights file that exists',
     ),
     "FROZEN_LAYERS": _integer_from(0),
     "EMBEDDING_SIZE": _integer_from(2),
     "TRIPLET_LOSS": _one_of("in_batch", "merge"),
-    "MINING": _one_of("batch_all", "batch_hard", "semi_hard"),
+    "MINING": _one_of("batch_all", "batch_hard", "semi_hard", "all_semi_hard"),
     "MARGIN": _number_between(0, 4),
     "CLASSES_PER_BATCH": _integer_from(2),
     "IMAGES_PER_CLASS": _integer_from(2),
@@ -96,6 +96,8 @@ def read_options(script, constants, arguments=None):
     for name, heading, comment in _described_constants(script):
         if name not in constants:
             continue
+        if name in names:
+            raise InputError(_set_once(name, script))
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
         groups[heading].add_argument(
@@ -108,7 +110,7 @@ def read_options(script, constants, arguments=None):
         names.append(name)
     for name in RULES:
         if name not in names:
-            raise InputError(f"`{name}` must be set once, at the top of `{Path(script).name}`, to a plain value.")
+            raise InputError(_set_once(name, script))
 
     given = vars(parser.parse_args(arguments))
     values = {name: _checked(name, given[name], constants[name]) for name in names}
@@ -150,6 +152,10 @@ def _described_constants(script):
         if name.isupper():
             above = [line for line in headings if line < node.lineno]
             yield name, headings[max(above)] if above else "Constants", trailing.get(node.end_lineno, "")
+
+
+def _set_once(name, script):
+    return f"`{name}` must be set once, at the top of `{Path(script).name}`, to a plain value."
 
 
 def _type_of(name, value):
@@ -199,7 +205,7 @@ def _check_together(values):
             f"`CLASSES_PER_BATCH` must not be above the number of classes, {classes} in {values['DATASET']!r}. "
             f"Received: {values['CLASSES_PER_BATCH']}"
         )
-    if (Path(values["RUN_FOLDER"]) / "report.txt").exists():
+    if os.path.exists(os.path.join(values["RUN_FOLDER"], "report.txt")):
         raise InputError(
             f"`RUN_FOLDER` must not hold a finished run, so that no result is lost: {values['RUN_FOLDER']!r} does; "
             "name another with --run-folder, or remove it."

@@ -1,6 +1,7 @@
-"""CIFAR-10, scikit-learn's digits or a folder of images as the same arrays; splits of them; batches and triplets."""
+"""CIFAR-10, scikit-learn's digits or a folder of images as the same arrays, and splits of them."""
 
 import math
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,144 +119,15 @@ def raw_pixels(data):
     if max(images.shape[2:]) > 32:
         shrunk = [
             keras.ops.image.resize(
-                keras.ops.cast(images[batch], "float32"), (32, 32), antialias=True, data_format="channels_first"
+                keras.ops.cast(images[start : start + 256], "float32"),
+                (32, 32),
+                antialias=True,
+                data_format="channels_first",
             )
-            for batch in in_order(len(images), 256)(None)
+            for start in range(0, len(images), 256)
         ]
         images = np.concatenate([keras.ops.convert_to_numpy(batch) for batch in shrunk])
     return images.reshape(len(images), -1).astype("float32") / 255
-
-
-class Batches(keras.utils.PyDataset):
-    """Batches of images for `fit` and `predict`, cut from memory as a plan of indices says.
-
-    The plan and the augmentation of an epoch depend on the seed and the epoch's number alone, so that a run can be
-    repeated, or continued in any epoch. Call `start_epoch` before each one, and `fit` with `shuffle=False`.
-
-    Args:
-        data: `Images`.
-        plan: function of a `numpy.random.Generator` that returns the epoch's batches, a list of integer arrays:
-            indices of shape `(batch,)`, or of triplets, shape `(batch, 3)`.
-        seed: int.
-        augment: `"none"`; `"shift"`, by up to an eighth of height and width, the border mirrored; or
-            `"shift_flip"`, which also mirrors half of the images left to right.
-    """
-
-    def __init__(self, data, plan, seed=0, augment="none"):
-        super().__init__(workers=2)
-        self.data, self.plan, self.seed, self.augment = data, plan, seed, augment
-        self.start_epoch(0)
-
-    def start_epoch(self, epoch):
-        """Makes the plan of an epoch, counted from 0."""
-        self.epoch = epoch
-        self.batches = self.plan(np.random.default_rng((self.seed, 2, epoch)))
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __getitem__(self, number):
-        """Returns images `(batch, [3,] 3, height, width)`, uint8, and their labels (of triplets, the anchors')."""
-        indices = self.batches[number]
-        images = self.data.images[indices]
-        if self.augment != "none":
-            generator = np.random.default_rng((self.seed, 3, self.epoch, number))
-            single = images.reshape(-1, *images.shape[-3:])
-            images = _augmented(single, self.augment == "shift_flip", generator).reshape(images.shape)
-        labels = self.data.labels[indices]
-        return images, labels if labels.ndim == 1 else labels[:, 0]
-
-
-def in_order(count, batch_size):
-    """A plan for `Batches`: all of `count` images, in order."""
-    return lambda generator: [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-
-
-def classes_and_images(labels, classes_per_batch, images_per_class):
-    """A plan for `Batches`: every batch has P classes and K images of each (Hermans et al. 2017, section 2).
-
-    Every image is in at least one batch of an epoch, and as few as possible are in more: a class's images are dealt
-    out in groups of K, of which each batch takes those of the classes with most groups left. A last group short of K
-    is filled with other images of its class, repeated where the class has fewer than K; the last batches, short of
-    P classes, with groups of classes that are finished. All batches have the same shape.
-
-    Args:
-        labels: integers, shape `(n,)`.
-        classes_per_batch: int, P, at most the number of classes.
-        images_per_class: int, K.
-
-    Returns:
-        A function of a `numpy.random.Generator` that returns a list of index arrays of shape `(P * K,)`.
-    """
-    members_of = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-
-    def groups_of(members, generator):
-        shuffled = generator.permutation(members)
-        missing = -len(shuffled) % images_per_class
-        last = len(shuffled) - (images_per_class - missing) if missing else len(shuffled)
-        others = generator.permutation(shuffled[:last])  # of the class, and not in the short group
-        filling = np.resize(others if len(others) else shuffled, missing)
-        return list(np.concatenate([shuffled, filling]).reshape(-1, images_per_class))
-
-    def plan(generator):
-        groups = [groups_of(members, generator) for members in members_of]
-        batches = []
-        while any(groups):
-            left = np.array([len(each) for each in groups])
-            chosen = np.argsort(-(left + generator.random(len(left))))[:classes_per_batch]
-            taken = []
-            for number in chosen:
-                finished = not groups[number]
-                taken.append((groups_of(members_of[number], generator) if finished else groups[number]).pop())
-            batches.append(np.concatenate(taken))
-        return [batches[number] for number in generator.permutation(len(batches))]
-
-    return plan
-
-
-def random_triplets(labels, triplets_per_batch):
-    """A plan for `Batches`: every image once as the anchor, with a random positive and a random negative.
-
-    Images that are alone in their class have no positive and are no anchors.
-
-    Args:
-        labels: integers, shape `(n,)`, of at least two classes.
-        triplets_per_batch: int; the last batch of an epoch may have fewer.
-
-    Returns:
-        A function of a `numpy.random.Generator` that returns a list of index arrays of shape `(batch, 3)`:
-        anchor, positive, negative.
-    """
-    by_class = np.argsort(labels, kind="stable")
-    _, start, size = np.unique(labels[by_class], return_index=True, return_counts=True)
-    start, size = np.repeat(start, size), np.repeat(size, size)  # of each place's class in `by_class`, shape (n,)
-    places = np.flatnonzero(size > 1)
-
-    def plan(generator):
-        anchor = generator.permutation(places)
-        others = generator.integers(1, size[anchor])  # steps to another image of the class, around the end
-        positive = start[anchor] + (anchor - start[anchor] + others) % size[anchor]
-        negative = generator.integers(0, len(by_class) - size[anchor])  # among the images of other classes
-        negative = negative + np.where(negative >= start[anchor], size[anchor], 0)
-        triplets = by_class[np.stack([anchor, positive, negative], axis=1)]  # shape (n, 3)
-        return [triplets[first : first + triplets_per_batch] for first in range(0, len(triplets), triplets_per_batch)]
-
-    return plan
-
-
-def _augmented(images, flip, generator):
-    """Shifts images at random, and mirrors half of them if asked; shape and dtype stay."""
-    count, _, height, width = images.shape
-    down, right = math.ceil(height / 8), math.ceil(width / 8)
-    padded = np.pad(images, ((0, 0), (0, 0), (down, down), (right, right)), mode="reflect")
-    tops = generator.integers(0, 2 * down + 1, count)
-    lefts = generator.integers(0, 2 * right + 1, count)
-    mirrored = generator.random(count) < (0.5 if flip else 0)
-    shifted = np.empty_like(images)
-    for number, (top, left) in enumerate(zip(tops, lefts, strict=True)):
-        cut = padded[number, :, top : top + height, left : left + width]
-        shifted[number] = cut[:, :, ::-1] if mirrored[number] else cut
-    return shifted
 
 
 def _load_cifar10():
@@ -264,7 +136,7 @@ def _load_cifar10():
     except Exception as error:  # Keras raises a bare Exception when a download fails
         raise InputError(
             f"CIFAR-10 could not be loaded ({error}). Put {CIFAR10_ADDRESS} by hand at "
-            f"{Path(keras.config.keras_home()) / CIFAR10_FILE}. {NO_DOWNLOAD}"
+            f"{Path(os.environ.get('KERAS_HOME', '~/.keras')).expanduser() / CIFAR10_FILE}. {NO_DOWNLOAD}"
         ) from error
     if keras.config.image_data_format() == "channels_last":
         parts = [(images.transpose(0, 3, 1, 2), labels) for images, labels in parts]
@@ -288,7 +160,8 @@ def _load_folder(folder, image_size, fit):
         for part in parts
         for label, name in enumerate(class_names)
         for path in sorted((part / name).rglob("*") if (part / name).is_dir() else ())
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if not any(piece.startswith(".") for piece in path.relative_to(part).parts)  # nor in a hidden folder
     ]
     counts = np.bincount([label for _, label, part in files if part == parts[0]], minlength=len(class_names))
     if counts.min(initial=2) < 2 or (split and all(part == parts[0] for _, _, part in files)):
@@ -299,7 +172,7 @@ def _load_folder(folder, image_size, fit):
         )
     paths = [path for path, _, _ in files]
     with ThreadPoolExecutor() as pool:
-        sizes = set(_of_readable(paths, pool.map(_told(_stored_size), paths)))
+        sizes = {size for size in pool.map(_told(_stored_size), paths) if isinstance(size, tuple)}
     size = sizes.pop() if len(sizes) == 1 else (image_size, image_size)
     memory = 3 * math.prod(size) * len(paths) / 2**20
     print(f"Reading {len(paths):,} images at {size[0]}×{size[1]} pixels: {memory:,.0f} MiB of memory")
@@ -365,7 +238,7 @@ def _stored_size(path):
     """Height and width of an image file as it is to be seen, from its header."""
     with Image.open(path) as image:
         width, height = image.size
-        sideways = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 are turned by 90 degrees
+        sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations that are turned by 90 degrees
         return (width, height) if sideways else (height, width)
 
 
@@ -384,8 +257,7 @@ def _rgb_pixels(path, size, fit):
             if fit == "scale":
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
             else:
-                if image.width > width or image.height > height:
-                    image = ImageOps.contain(image, (width, height), Image.Resampling.BILINEAR)
+                image.thumbnail((width, height), Image.Resampling.BILINEAR, reducing_gap=None)  # never larger
                 onto = Image.new("RGB", (width, height))
                 onto.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
                 image = onto

@@ -29,7 +29,7 @@ FROZEN_LAYERS = 15  # the backbone's first layers that do not train; 0 with rand
 EMBEDDING_SIZE = 128  # numbers in an embedding, whose length is 1
 # Loss and optimizer
 TRIPLET_LOSS = "in_batch"  # "in_batch" finds triplets inside each batch; "merge" draws them at random, 3 images each
-MINING = "semi_hard"  # "batch_all", "batch_hard" or "semi_hard": which triplets of a batch count; for "in_batch"
+MINING = "semi_hard"  # "batch_all", "batch_hard", "semi_hard" or "all_semi_hard": which triplets of a batch count; for "in_batch"
 MARGIN = 0.3  # on squared distances of unit vectors, which lie between 0 and 4
 CLASSES_PER_BATCH = 8  # P, at least 2 and at most the number of classes
 IMAGES_PER_CLASS = 16  # K, at least 2; a batch has P*K images, halve K if memory runs out
@@ -60,6 +60,7 @@ import figures
 import image_data
 import nearest_neighbours
 from fine_tune_model import fine_tuned_models, triplet_model
+from training_batches import Batches, classes_and_images, in_order, random_triplets
 from training_callbacks import NearestNeighbourAccuracy, NewEpoch
 from triplet_loss_functions import InBatchTripletLoss, MergeTripletLoss
 
@@ -80,8 +81,7 @@ def main():
     model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, FROZEN_LAYERS, EMBEDDING_SIZE)
 
     def embed(data):  # shape (n, EMBEDDING_SIZE)
-        in_order = image_data.in_order(len(data.labels), batch_size)
-        return model.predict(image_data.Batches(data, in_order), verbose=0)
+        return model.predict(Batches(data, in_order(len(data.labels), batch_size)), verbose=0)
 
     def evaluate(features):
         return nearest_neighbours.evaluate(features(train), train.labels, features(test), test.labels, NEIGHBOURS)
@@ -91,12 +91,12 @@ def main():
 
     # Train with one of the two triplet losses; keep the weights of the best epoch.
     if TRIPLET_LOSS == "in_batch":
-        plan = image_data.classes_and_images(train.labels, CLASSES_PER_BATCH, IMAGES_PER_CLASS)
+        plan = classes_and_images(train.labels, CLASSES_PER_BATCH, IMAGES_PER_CLASS)
         trained, loss = keras.Model(model.inputs, model.outputs), InBatchTripletLoss(MARGIN, MINING)
     else:
-        plan = image_data.random_triplets(train.labels, batch_size // 3)
+        plan = random_triplets(train.labels, batch_size // 3)
         trained, loss = triplet_model(model), MergeTripletLoss(MARGIN)
-    batches = image_data.Batches(train, plan, SEED, AUGMENT)
+    batches = Batches(train, plan, SEED, AUGMENT)
     trained.compile(keras.optimizers.Adam(learning_rate(EPOCHS * len(batches))), loss, metrics=loss.metrics())
     check = NearestNeighbourAccuracy(
         embed, image_data.sample(train, len(validation.labels), SEED), validation, NEIGHBOURS, run_folder

@@ -73,7 +73,7 @@ def evaluate(references, reference_labels, queries, query_labels, neighbours):
         `recall@10`, the share of queries with one of their class among so many nearest; and `MAP@R` (see
         `mean_average_precision_at_r`).
     """
-    distances, indices = nearest(references, queries, min(max(neighbours, 10), len(references)))
+    distances, indices = nearest(references, queries, max(neighbours, min(10, len(references))))
     labels = reference_labels[indices]
     predicted = vote(distances[:, :neighbours], labels[:, :neighbours])
     scores = {"accuracy": float(np.mean(predicted == query_labels))}
@@ -114,6 +114,6 @@ def mean_average_precision_at_r(references, reference_labels, queries, query_lab
         return np.where(hit, precision, 0).sum(axis=1) / np.maximum(wanted[:, 0], 1)
 
     chunks = pairwise_distances_chunked(
-        queries, references, metric="sqeuclidean", working_memory=128, reduce_func=average_precision
+        queries, references, reduce_func=average_precision, working_memory=128, metric="euclidean", squared=True
     )
     return float(np.concatenate(list(chunks))[counts > 0].mean())

@@ -16,59 +16,105 @@ own class, than to a negative, an image of another class, by a margin; in square
     model.compile(loss=MergeTripletLoss(margin=0.3))
 
 Both are finite, with finite gradients, for every batch of finite embeddings. An anchor without a positive or without a
-negative takes no part; a batch without any triplet has loss 0 and gradient 0.
+negative takes no part; a batch without any triplet has loss 0 and gradient 0. No tensor has three batch axes.
 """
 
 import keras
 from keras import ops
 
-MINING = ("batch_all", "batch_hard", "semi_hard")
+MINING = ("batch_all", "batch_hard", "semi_hard", "all_semi_hard")
+DISTANCES = ("squared", "euclidean")
+AVERAGES = ("auto", "active", "all", "sum")
 
 
-def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard"):
+def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", distance="squared", average="auto"):
     """Triplet loss of the triplets found inside a batch.
 
-    Mining, that is which triplets count, and what the loss is the mean of:
+    Mining says which of a batch's triplets count:
 
-    - `"batch_all"`: every valid triplet; mean over the active ones, those of positive loss (Hermans et al. 2017).
-    - `"batch_hard"`: each anchor's farthest positive with its nearest negative; mean over anchors (the same paper).
-    - `"semi_hard"`: each anchor-positive pair with the nearest negative that is farther than the positive; with the
-      farthest negative if none is; mean over pairs (FaceNet, section 3.2).
+    - `"batch_all"`: every valid triplet (Hermans et al. 2017, "In Defense of the Triplet Loss", equation 6).
+    - `"batch_hard"`: each anchor's farthest positive with its nearest negative (the same paper, equation 5).
+    - `"semi_hard"`: each anchor-positive pair with the nearest negative that is farther than the positive (FaceNet,
+      section 3.2); where none is farther, with the farthest negative, as in TensorFlow Addons.
+    - `"all_semi_hard"`: every valid triplet whose negative is farther than the positive and violates the margin.
 
-    Time is O(batch² · images of the largest class), memory O(batch²): no tensor has three batch axes.
+    The average says what the batch's loss is: the mean over the `"active"` triplets, those of positive loss; the mean
+    over `"all"` the mined ones (for `"all_semi_hard"` all valid ones); or their `"sum"` (FaceNet's equation 2).
+    `"auto"` is what the papers use: all for `"batch_hard"`, `"semi_hard"` and the soft margin, else active.
+
+    Memory is O(batch²). Time is O(batch² log batch) for `"batch_all"` with a margin, O(batch²) for `"batch_hard"`,
+    and O(batch² · images of the largest class) otherwise.
 
     Args:
-        labels: integers of any dtype, shape `(batch,)` or `(batch, 1)`.
+        labels: integers of any dtype, shape `(batch,)` or `(batch, 1)`. `fit` makes them float32, in which integers
+            above 2**24 are no longer told apart.
         embeddings: floats, shape `(batch, embedding_size)`; float16 and bfloat16 are computed in float32.
-        margin: positive float, in squared distance.
-        mining: `"batch_all"`, `"batch_hard"` or `"semi_hard"`.
+        margin: positive float, in the unit of the distance; or `"soft"`, log(1 + exp(.)) in place of max(0, . +
+            margin) (Hermans et al. 2017, section 2).
+        mining: one of the four above.
+        distance: `"squared"` Euclidean, as in FaceNet, or `"euclidean"`, whose gradient at distance 0 is 0.
+        average: `"auto"`, `"active"`, `"all"` or `"sum"`.
 
     Returns:
-        Losses of shape `(batch,)`, one for each anchor, scaled so that their mean is the mean described above.
+        Losses of shape `(batch,)`, one for each anchor, scaled so that their mean is the average described above.
 
     Raises:
-        ValueError: if labels or embeddings have another shape, or `mining` is none of the three.
+        ValueError: if labels or embeddings have another shape, labels are seen to be fractional, or another argument
+            is none of those named.
     """
+    return in_batch_triplet_statistics(labels, embeddings, margin, mining, distance, average)[0]
+
+
+def in_batch_triplet_statistics(labels, embeddings, margin=0.3, mining="semi_hard", distance="squared", average="auto"):
+    """The loss, and from the same pass what a training log should show beside it.
+
+    Args:
+        labels, embeddings, margin, mining, distance, average: as in `in_batch_triplet_loss`.
+
+    Returns:
+        Tuple of the losses `(batch,)` and a dict of scalars: `active_triplets`, the fraction of the mined triplets
+        (for `"all_semi_hard"` of all valid ones) whose loss is positive, or with the soft margin whose negative is
+        nearer than the positive; `positive_distance` and `negative_distance`, the means over all pairs.
+    """
+    average = _checked_choices(margin, mining, distance, average)
     labels, embeddings = _checked_batch(labels, embeddings)
-    losses, _, counted = _in_batch_triplets(labels, embeddings, margin, mining)
-    batch = ops.cast(ops.shape(embeddings)[0], losses.dtype)
-    return losses * (batch / ops.maximum(counted, 1))  # shape (batch,)
+    distances = _distances(embeddings, distance)  # shape (batch, batch)
+    positives, negatives = _pairs(labels)  # each of shape (batch, batch)
+    if mining == "batch_hard":
+        losses, active, mined = _hardest(embeddings, distances, positives, negatives, margin, distance)
+    elif mining == "batch_all" and margin != "soft":
+        losses, active, mined = _all_by_sorting(distances, positives, negatives, margin)
+    else:
+        losses, active, mined = _by_positives(labels, distances, negatives, margin, mining)
+    statistics = {
+        "active_triplets": active / ops.maximum(mined, 1),
+        "positive_distance": _mean_where(positives, distances),
+        "negative_distance": _mean_where(negatives, distances),
+    }
+    return _averaged(losses, active, mined, average), statistics
 
 
-def merge_triplet_loss(anchor, positive, negative, margin=0.3):
+def merge_triplet_loss(anchor, positive, negative, margin=0.3, distance="squared", average="all"):
     """Triplet loss of given triplets.
 
     Args:
         anchor: embeddings, shape `(batch, embedding_size)`.
         positive: embeddings of images of the anchors' classes, the same shape.
         negative: embeddings of images of other classes, the same shape.
-        margin: positive float, in squared distance.
+        margin, distance: as in `in_batch_triplet_loss`.
+        average: mean over `"active"` or `"all"` triplets, or their `"sum"`; `"auto"` is all.
 
     Returns:
-        Losses of shape `(batch,)`, one for each triplet.
+        Losses of shape `(batch,)`, one for each triplet, scaled so that their mean is the average asked for.
+
+    Raises:
+        ValueError: if the shapes differ, or another argument is none of those named.
     """
-    to_positive, to_negative = _merge_distances(anchor, positive, negative)
-    return ops.relu(to_positive - to_negative + margin)  # shape (batch,)
+    average = _checked_choices(margin, "batch_hard", distance, average)
+    to_positive, to_negative = _branch_distances(anchor, positive, negative, distance)
+    losses, slopes = _loss_of_gap(to_positive - to_negative, margin)  # each of shape (batch,)
+    active, mined = _count(_is_active(slopes, margin)), _count(ops.ones_like(losses))
+    return _averaged(losses, active, mined, average)
 
 
 @keras.saving.register_keras_serializable("triplet_loss")
@@ -76,46 +122,57 @@ class InBatchTripletLoss(keras.losses.Loss):
     """`in_batch_triplet_loss` for `compile`; `fit` needs integer labels of shape `(batch,)` or `(batch, 1)`.
 
     Args:
-        margin: positive float, in squared distance; unit vectors' squared distances lie between 0 and 4.
-        mining: `"batch_all"`, `"batch_hard"` or `"semi_hard"`; see `in_batch_triplet_loss`.
+        margin: positive float, or `"soft"`; unit vectors' squared distances lie between 0 and 4.
+        mining: `"batch_all"`, `"batch_hard"`, `"semi_hard"` or `"all_semi_hard"`.
+        distance: `"squared"` or `"euclidean"`.
+        average: `"auto"`, `"active"`, `"all"` or `"sum"`.
         name: str, the loss's name.
-        **kwargs: `reduction` and `dtype` of `keras.losses.Loss`.
+        **kwargs: `reduction` and `dtype` of `keras.losses.Loss`; keep the default reduction, a mean.
+
+    Raises:
+        ValueError: if an argument is none of those named.
     """
 
-    def __init__(self, margin=0.3, mining="semi_hard", name="in_batch_triplet_loss", **kwargs):
+    def __init__(
+        self,
+        margin=0.3,
+        mining="semi_hard",
+        distance="squared",
+        average="auto",
+        name="in_batch_triplet_loss",
+        **kwargs,
+    ):
         super().__init__(name=name, **kwargs)
-        self.margin = _checked_margin(margin)
-        self.mining = _checked_mining(mining)
+        _checked_choices(margin, mining, distance, average)
+        self.settings = {"margin": margin, "mining": mining, "distance": distance, "average": average}
 
     def call(self, y_true, y_pred):
-        return in_batch_triplet_loss(y_true, y_pred, self.margin, self.mining)
+        return in_batch_triplet_loss(y_true, y_pred, **self.settings)
 
     def metrics(self):
-        """Metrics for `compile` that show how the training goes; the loss itself does not.
+        """Metrics for `compile` that show how training goes: see `in_batch_triplet_statistics`.
+
+        They repeat the loss's computations; `in_batch_triplet_statistics` gives all in one pass, for your own loop.
 
         Returns:
-            list of metrics: `active_triplets`, the fraction of the mined triplets with a positive loss;
-            `positive_distance` and `negative_distance`, the mean squared distances of a batch's
-            anchor-positive and anchor-negative pairs.
+            list of three metrics: `active_triplets`, `positive_distance` and `negative_distance`.
         """
 
         def active_triplets(labels, embeddings):
-            labels, embeddings = _checked_batch(labels, embeddings)
-            _, active, counted = _in_batch_triplets(labels, embeddings, self.margin, self.mining, count_all=True)
-            return active / ops.maximum(counted, 1)
+            return in_batch_triplet_statistics(labels, embeddings, **self.settings)[1]["active_triplets"]
 
         def positive_distance(labels, embeddings):
             labels, embeddings = _checked_batch(labels, embeddings)
-            return _mean_where(_pair_masks(labels)[0], squared_distances(embeddings))
+            return _mean_where(_pairs(labels)[0], _distances(embeddings, self.settings["distance"]))
 
         def negative_distance(labels, embeddings):
             labels, embeddings = _checked_batch(labels, embeddings)
-            return _mean_where(_pair_masks(labels)[1], squared_distances(embeddings))
+            return _mean_where(_pairs(labels)[1], _distances(embeddings, self.settings["distance"]))
 
         return _metrics(active_triplets, positive_distance, negative_distance)
 
     def get_config(self):
-        return {**super().get_config(), "margin": self.margin, "mining": self.mining}
+        return {**super().get_config(), **self.settings}
 
 
 @keras.saving.register_keras_serializable("triplet_loss")
@@ -126,38 +183,49 @@ class MergeTripletLoss(keras.losses.Loss):
     `fit` asks for are not used; give it anything of the batch's length, such as the anchors' labels.
 
     Args:
-        margin: positive float, in squared distance; unit vectors' squared distances lie between 0 and 4.
+        margin: positive float, or `"soft"`; unit vectors' squared distances lie between 0 and 4.
+        distance: `"squared"` or `"euclidean"`.
+        average: `"auto"`, `"active"`, `"all"` or `"sum"`.
         name: str, the loss's name.
-        **kwargs: `reduction` and `dtype` of `keras.losses.Loss`.
+        **kwargs: `reduction` and `dtype` of `keras.losses.Loss`; keep the default reduction, a mean.
+
+    Raises:
+        ValueError: if an argument is none of those named, or the merged embeddings have another shape.
     """
 
-    def __init__(self, margin=0.3, name="merge_triplet_loss", **kwargs):
+    def __init__(self, margin=0.3, distance="squared", average="all", name="merge_triplet_loss", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.margin = _checked_margin(margin)
+        _checked_choices(margin, "batch_hard", distance, average)
+        self.settings = {"margin": margin, "distance": distance, "average": average}
 
     def call(self, y_true, y_pred):
-        return merge_triplet_loss(*_branches(y_pred), self.margin)
+        return merge_triplet_loss(*_branches(y_pred), **self.settings)
 
     def metrics(self):
         """The same three metrics as `InBatchTripletLoss.metrics`, over the given triplets."""
 
+        margin, distance = self.settings["margin"], self.settings["distance"]
+
         def active_triplets(targets, merged):
-            return ops.cast(merge_triplet_loss(*_branches(merged), self.margin) > 0, "float32")
+            to_positive, to_negative = _branch_distances(*_branches(merged), distance)
+            return ops.cast(_is_active(_loss_of_gap(to_positive - to_negative, margin)[1], margin), "float32")
 
         def positive_distance(targets, merged):
-            return _merge_distances(*_branches(merged))[0]
+            return _branch_distances(*_branches(merged), distance)[0]
 
         def negative_distance(targets, merged):
-            return _merge_distances(*_branches(merged))[1]
+            return _branch_distances(*_branches(merged), distance)[1]
 
         return _metrics(active_triplets, positive_distance, negative_distance)
 
     def get_config(self):
-        return {**super().get_config(), "margin": self.margin}
+        return {**super().get_config(), **self.settings}
 
 
 def squared_distances(embeddings):
     """Squared Euclidean distances between all embeddings of a batch, never negative, 0 on the diagonal.
+
+    On unit vectors they are exact to 1e-6, also where a GPU multiplies float32 matrices in TF32.
 
     Args:
         embeddings: float32 or float64, shape `(batch, embedding_size)`.
@@ -166,9 +234,9 @@ def squared_distances(embeddings):
         Distances of shape `(batch, batch)`.
     """
     embeddings = embeddings - ops.stop_gradient(ops.mean(embeddings, axis=0))  # nearer to 0, so less is cancelled
-    norms = ops.sum(embeddings * embeddings, axis=1)  # shape (batch,)
-    distances = norms[:, None] - 2 * _products(embeddings) + norms[None, :]  # shape (batch, batch)
-    return ops.where(ops.eye(ops.shape(embeddings)[0], dtype="bool"), 0, ops.relu(distances))
+    products = _products(embeddings)  # shape (batch, batch)
+    norms = ops.diagonal(products)  # shape (batch,); rounded as the products are, so that duplicates are at 0
+    return ops.relu(norms[:, None] - 2 * products + norms[None, :])
 
 
 def _products(embeddings):
@@ -184,80 +252,152 @@ def _products(embeddings):
     return ops.matmul(leading, ops.transpose(leading)) + (crossed + ops.transpose(crossed))
 
 
-def _pair_masks(labels):
+def _distances(embeddings, distance):
+    return _of_squared(squared_distances(embeddings), distance)  # shape (batch, batch)
+
+
+def _of_squared(squared, distance):
+    """Squared distances as they are, or their roots, with gradient 0 where they are 0."""
+    if distance == "squared":
+        return squared
+    apart = squared > 0
+    return ops.where(apart, ops.sqrt(ops.where(apart, squared, 1)), 0)
+
+
+def _pairs(labels):
     """Which pairs of a batch are anchor and positive, and which anchor and negative; each `(batch, batch)`."""
     same = labels[:, None] == labels[None, :]
     return ops.logical_and(same, ops.logical_not(ops.eye(ops.shape(labels)[0], dtype="bool"))), ops.logical_not(same)
 
 
-def _in_batch_triplets(labels, embeddings, margin, mining, count_all=False):
-    """Sums the mined triplets of each anchor, one positive of every anchor at a time.
+def _loss_of_gap(gap, margin):
+    """Losses of d(anchor, positive) - d(anchor, negative), and their slopes, in any shape."""
+    if margin == "soft":
+        return ops.softplus(gap), ops.sigmoid(gap)
+    return ops.relu(gap + margin), ops.cast(gap + margin > 0, gap.dtype)
 
-    Returns:
-        The anchors' summed losses `(batch,)`, and for the whole batch the number of active triplets and the number
-        to divide by (that of active triplets for `"batch_all"`, unless `count_all`, else that of all mined ones).
+
+def _is_active(slopes, margin):
+    """Whether the loss is positive; with the soft margin, whether the negative is nearer than the positive."""
+    return slopes > (0.5 if margin == "soft" else 0)
+
+
+def _averaged(losses, active, mined, average):
+    """Losses scaled so that their mean over the batch is the average asked for."""
+    counted = ops.cast({"active": active, "all": mined, "sum": 1.0}[average], losses.dtype)
+    return losses * (ops.sum(ops.ones_like(losses)) / ops.maximum(counted, 1))
+
+
+def _hardest(embeddings, distances, positives, negatives, margin, distance):
+    """Batch-hard losses `(batch,)`, and the numbers of active and of mined triplets.
+
+    The distances only choose; those of the chosen are computed again from the embeddings, exactly also for near ones.
     """
-    _checked_mining(mining)
-    distances = squared_distances(embeddings)  # shape (batch, batch)
-    positives, negatives = _pair_masks(labels)  # each of shape (batch, batch)
-    fixed = ops.stop_gradient(distances)  # mining and counting have no gradient
-    positives = ops.logical_and(positives, ops.any(negatives, axis=1, keepdims=True))
-    if mining == "batch_hard":
-        positives = _only_at(ops.argmax(ops.where(positives, fixed, -1), axis=1), positives)
-        negatives = _only_at(_nearest(fixed, negatives), negatives)
+    fixed = ops.stop_gradient(distances)
+    positive = ops.take(embeddings, ops.argmax(ops.where(positives, fixed, -1), axis=1), axis=0)
+    negative = ops.take(embeddings, ops.argmin(ops.where(negatives, fixed, float("inf")), axis=1), axis=0)
+    valid = ops.logical_and(ops.any(positives, axis=1), ops.any(negatives, axis=1))  # shape (batch,)
+    to_positive, to_negative = _branch_distances(embeddings, positive, negative, distance)
+    losses, slopes = _loss_of_gap(to_positive - to_negative, margin)  # each of shape (batch,)
+    active = ops.logical_and(valid, _is_active(slopes, margin))
+    return ops.where(valid, losses, 0), _count(active), _count(valid)
 
-    batch = ops.shape(fixed)[0]
-    columns = ops.arange(batch)
-    number_of_positives = ops.sum(ops.cast(positives, "int32"), axis=1)  # shape (batch,)
-    order = ops.argsort(ops.where(positives, columns[None, :], columns[None, :] + batch), axis=1)  # positives first
-    farthest = ops.argmax(ops.where(negatives, fixed, -1), axis=1)  # shape (batch,)
 
-    def add_one_positive(rank, sums):
-        weights, losses, active_count, mined_count = sums
-        positive = ops.take(order, rank, axis=1)[:, None]  # shape (batch, 1)
-        limit = ops.take_along_axis(fixed, positive, axis=1)  # shape (batch, 1)
-        mined = ops.logical_and(negatives, (rank < number_of_positives)[:, None])  # shape (batch, batch)
+def _all_by_sorting(distances, positives, negatives, margin):
+    """Losses of all valid triplets, summed for each anchor, and the numbers of active and of valid ones.
+
+    Sorting d(a,p) + margin and d(a,n) together tells how many negatives are active with each positive: those before
+    it; and how many positives with each negative: those after it. A distance's gradient is that count, or minus it;
+    so the sum of count · distance, plus the margin for each active triplet, has the loss's value and gradient.
+    """
+    fixed = ops.stop_gradient(distances)
+    keys = ops.where(positives, fixed + margin, ops.where(negatives, fixed, float("inf")))  # shape (batch, batch)
+    # As integers that sort alike (IEEE 754), with room for one more bit: at equal keys, when the loss is 0 and the
+    # triplet not active, a positive comes before a negative.
+    integer, half = ("int64", 2**62) if keras.backend.standardize_dtype(keys.dtype) == "float64" else ("int32", 2**30)
+    keys = 2 * (ops.view(keys, integer) - half) + ops.cast(negatives, integer)
+    order = ops.argsort(keys, axis=1)  # shape (batch, batch)
+
+    kinds = ops.cast(positives, fixed.dtype) - ops.cast(negatives, fixed.dtype)
+    kinds = ops.take_along_axis(kinds, order, axis=1)  # 1 a positive, -1 a negative, 0 the anchor
+    is_positive, is_negative = ops.relu(kinds), ops.relu(-kinds)
+    negatives_before = ops.cumsum(is_negative, axis=1)  # shape (batch, batch)
+    positives_before = ops.cumsum(is_positive, axis=1)
+    positives_after = positives_before[:, -1:] - positives_before
+    counts = is_positive * negatives_before - is_negative * positives_after  # shape (batch, batch)
+
+    active = ops.sum(is_positive * negatives_before, axis=1)  # shape (batch,)
+    losses = ops.sum(counts * ops.take_along_axis(distances, order, axis=1), axis=1) + margin * active
+    valid = positives_before[:, -1] * negatives_before[:, -1]  # shape (batch,)
+    return losses, ops.sum(active), ops.sum(valid)
+
+
+def _by_positives(labels, distances, negatives, margin, mining):
+    """Losses of the mined triplets, summed for each anchor, and the numbers of active and of mined ones.
+
+    Every step of a loop takes one positive of each anchor: its class's next member, around the end. A distance's
+    weight is its derivative: the slopes of the triplets in which it is the positive's, less those in which it is the
+    negative's. The weighted distances, and an offset without gradient, sum up to the losses.
+    """
+    batch, fixed = ops.shape(labels)[0], ops.stop_gradient(distances)
+    by_class = ops.argsort(labels)  # shape (batch,)
+    ordered = ops.take(labels, by_class)
+    start, end = (ops.cast(ops.searchsorted(ordered, labels, side), "int32") for side in ("left", "right"))
+    place = ops.cast(ops.argsort(by_class), "int32")  # of each image in `by_class`, shape (batch,)
+    number_of_positives = ops.where(ops.any(negatives, axis=1), end - start - 1, 0)  # shape (batch,)
+    columns = ops.arange(batch, dtype="int32")
+    infinite = ops.where(negatives, fixed, float("inf"))  # shape (batch, batch)
+    farthest = ops.argmax(ops.where(negatives, fixed, -1), axis=1)[:, None]  # shape (batch, 1)
+
+    def add_one_positive(step, sums):
+        weights, offsets, active_count, mined_count = sums
+        positive = ops.take(by_class, start + (place - start + step) % (end - start))[:, None]  # shape (batch, 1)
+        to_positive = ops.take_along_axis(fixed, positive, axis=1)  # shape (batch, 1)
+        exists = (step <= number_of_positives)[:, None]  # shape (batch, 1)
         if mining == "semi_hard":
-            farther = ops.logical_and(negatives, fixed > limit)
-            chosen = ops.where(ops.any(farther, axis=1), _nearest(fixed, farther), farthest)
-            mined = _only_at(chosen, mined)
-        gap = limit - fixed + margin  # shape (batch, batch)
-        active = ops.logical_and(mined, gap > 0)
-        count = ops.sum(ops.cast(active, fixed.dtype), axis=1, keepdims=True)  # shape (batch, 1)
-        weights = weights + ops.where(columns == positive, count, 0) - ops.cast(active, fixed.dtype)
-        losses = losses + ops.sum(ops.where(active, gap, 0), axis=1)
-        mined_count = mined_count + ops.sum(ops.cast(mined, fixed.dtype))
-        return weights, losses, active_count + ops.sum(count), mined_count
+            farther = ops.where(infinite > to_positive, infinite, float("inf"))  # shape (batch, batch)
+            nearest = ops.argmin(farther, axis=1)[:, None]  # shape (batch, 1)
+            found = ops.take_along_axis(farther, nearest, axis=1) < float("inf")
+            negative = ops.where(found, nearest, ops.cast(farthest, nearest.dtype))
+            mined, to_negative = exists, ops.take_along_axis(fixed, negative, axis=1)  # each of shape (batch, 1)
+        else:
+            mined, to_negative = ops.logical_and(negatives, exists), fixed  # each of shape (batch, batch)
+        gap = to_positive - to_negative
+        counted = ops.logical_and(mined, gap < 0) if mining == "all_semi_hard" else mined
+        losses, slopes = (ops.where(counted, each, 0) for each in _loss_of_gap(gap, margin))
+        total = ops.sum(slopes, axis=1, keepdims=True)  # shape (batch, 1)
+        if mining == "semi_hard":
+            slopes = ops.where(columns == ops.cast(negative, "int32"), slopes, 0)  # shape (batch, batch)
+        weights = weights + ops.where(columns == ops.cast(positive, "int32"), total, 0) - slopes
+        offsets = offsets + ops.sum(losses, axis=1)
+        active_count = active_count + _count(_is_active(slopes, margin))
+        return weights, offsets, active_count, mined_count + _count(mined)
 
     nothing = ops.zeros_like(fixed)
-    start = (nothing, nothing[:, 0], ops.sum(nothing), ops.sum(nothing))
-    sums = ops.fori_loop(0, ops.max(number_of_positives), add_one_positive, start)
-    weights, losses, active_count, mined_count = (ops.stop_gradient(each) for each in sums)
-
-    # A distance's weight is its derivative: how often it counts as a positive's less how often as a negative's.
+    sums = (nothing, nothing[:, 0], ops.zeros((), "float32"), ops.zeros((), "float32"))
+    sums = ops.fori_loop(1, ops.max(number_of_positives) + 1, add_one_positive, sums)
+    weights, losses, active, mined = (ops.stop_gradient(each) for each in sums)
     slope = ops.sum(weights * distances, axis=1)  # shape (batch,)
-    losses = losses + slope - ops.stop_gradient(slope)
-    return losses, active_count, active_count if mining == "batch_all" and not count_all else mined_count
+    return losses + slope - ops.stop_gradient(slope), active, mined
 
 
-def _nearest(distances, mask):
-    return ops.argmin(ops.where(mask, distances, float("inf")), axis=1)  # shape (batch,)
-
-
-def _only_at(column, mask):
-    """The mask with one column of each row kept."""
-    return ops.logical_and(mask, ops.arange(ops.shape(mask)[1]) == ops.cast(column, "int32")[:, None])
-
-
-def _merge_distances(anchor, positive, negative):
+def _branch_distances(anchor, positive, negative, distance):
     anchor, positive, negative = (_at_least_float32(each) for each in (anchor, positive, negative))
-    to_positive = ops.sum(ops.square(anchor - positive), axis=-1)  # shape (batch,)
-    return to_positive, ops.sum(ops.square(anchor - negative), axis=-1)
+    if not anchor.shape == positive.shape == negative.shape:
+        raise ValueError(
+            "Anchor, positive and negative must have the same shape. "
+            f"Received: {anchor.shape}, {positive.shape}, {negative.shape}"
+        )
+    to_positive, to_negative = (ops.sum(ops.square(anchor - each), axis=-1) for each in (positive, negative))
+    return _of_squared(to_positive, distance), _of_squared(to_negative, distance)  # each of shape (batch,)
+
+
+def _count(mask):
+    return ops.sum(ops.cast(mask, "float32"))  # float, since a large batch has more than 2**31 triplets
 
 
 def _mean_where(mask, values):
-    mean = ops.sum(ops.where(mask, values, 0)) / ops.maximum(ops.sum(ops.cast(mask, values.dtype)), 1)
-    return mean
+    return ops.divide(ops.sum(ops.where(mask, values, 0)), ops.maximum(_count(mask), 1))
 
 
 def _metrics(*functions):
@@ -280,9 +420,21 @@ def _checked_batch(labels, embeddings):
             f"Received shape: {labels.shape}"
         )
     if None not in (labels.shape[0], embeddings.shape[0]) and labels.shape[0] != embeddings.shape[0]:
-        raise ValueError(f"There must be one label for each of {embeddings.shape[0]} embeddings. "
-                         f"Received: {labels.shape[0]}")  # fmt: skip
+        raise ValueError(
+            f"There must be one label for each of {embeddings.shape[0]} embeddings. Received: {labels.shape[0]}"
+        )
+    if "float" in keras.backend.standardize_dtype(labels.dtype):
+        _check_whole(labels)
     return ops.reshape(labels, (-1,)), embeddings
+
+
+def _check_whole(labels):
+    try:
+        values = ops.convert_to_numpy(labels)
+    except Exception:  # while a graph is traced there are no values yet
+        return
+    if (values != values.round()).any():
+        raise ValueError(f"Labels must be whole numbers, one for each class. Received: {values}")
 
 
 def _at_least_float32(embeddings):
@@ -291,13 +443,16 @@ def _at_least_float32(embeddings):
     return embeddings if wide_enough else ops.cast(embeddings, "float32")
 
 
-def _checked_margin(margin):
-    if not margin > 0:
-        raise ValueError(f"`margin` must be a positive number. Received: {margin}")
-    return float(margin)
-
-
-def _checked_mining(mining):
-    if mining not in MINING:
-        raise ValueError(f"`mining` must be one of {MINING}. Received: {mining!r}")
-    return mining
+def _checked_choices(margin, mining, distance, average):
+    """Raises ValueError for a choice that there is not; returns the average that `"auto"` stands for."""
+    if margin != "soft" and not (isinstance(margin, (int, float)) and 0 < margin < float("inf")):
+        raise ValueError(f'`margin` must be a positive number or "soft". Received: {margin!r}')
+    choices = (("mining", mining, MINING), ("distance", distance, DISTANCES), ("average", average, AVERAGES))
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}. Received: {value!r}")
+    if average == "auto":
+        return "active" if mining in ("batch_all", "all_semi_hard") and margin != "soft" else "all"
+    if average == "active" and margin == "soft":
+        raise ValueError("`average` must not be 'active' with the soft margin, which leaves no triplet without loss.")
+    return average
