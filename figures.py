@@ -31,7 +31,7 @@ def training_curves(history, path):
             epochs = np.arange(1, len(history[name]) + 1)
             axes.plot(epochs, history[name], marker="o", markersize=3, label=label)
         axes.set(title=title, xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120)
@@ -54,7 +54,7 @@ def confusion_matrix(labels, predicted, class_names, path):
         labels,
         predicted,
         labels=np.arange(len(class_names)),
-        display_labels=class_names,
+        display_labels=[_as_written(name) for name in class_names],
         normalize="true",
         include_values=few,
         values_format=".0%",
@@ -90,7 +90,7 @@ def embedding_map(embeddings, labels, class_names, path, seed=0, most=2000):
         axes.scatter(*places.T, s=8, c=colours)
     if len(class_names) <= 30:
         for name, colour in zip(class_names, _class_colours(len(class_names)), strict=True):
-            axes.scatter([], [], s=30, color=colour, label=name)
+            axes.scatter([], [], s=30, color=colour, label=" " + _as_written(name))  # "_" would be left out
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(title=f"t-SNE of the embeddings of {len(shown):,} test images", xticks=[], yticks=[])
     figure.savefig(path, dpi=120)
@@ -121,7 +121,7 @@ def neighbour_page(test, predicted, train, indices, class_names, path, seed=0):
     for row, query in zip(grid, shown, strict=True):
         verdict = RIGHT if predicted[query] == test.labels[query] else WRONG
         _show(row[0], test.images[query], "black", class_names[test.labels[query]])
-        row[0].set_xlabel(f"→ {class_names[predicted[query]]}", color=verdict, fontsize=8)
+        row[0].set_xlabel(f"→ {_as_written(class_names[predicted[query]])}", color=verdict, fontsize=8)
         for axes, reference in zip(row[1:], indices[query], strict=False):
             same = train.labels[reference] == test.labels[query]
             _show(axes, train.images[reference], RIGHT if same else WRONG, class_names[train.labels[reference]])
@@ -131,10 +131,15 @@ def neighbour_page(test, predicted, train, indices, class_names, path, seed=0):
 
 def _show(axes, image, frame, title):
     axes.imshow(image.transpose(1, 2, 0))
-    axes.set_title(title, fontsize=8)
+    axes.set_title(_as_written(title), fontsize=8)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color=frame, linewidth=3)
+
+
+def _as_written(name):
+    """A class name that Matplotlib does not take for a formula, whatever `$` are in it."""
+    return name.replace("$", r"\$")
 
 
 def _class_colours(count):

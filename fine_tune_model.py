@@ -8,6 +8,7 @@ import numpy as np
 from keras import layers
 
 from command_line import NO_DOWNLOAD, InputError
+from keras_settings import cache_folder
 
 
 def fine_tuned_models(
@@ -130,13 +131,18 @@ def data_generator(images, labels, batch_size, image_size=224, fit="scale", back
 
 def _resized_and_preprocessed(images, image_size, fit, backbone):
     """Symbolic uint8 images as the float32 input of a backbone, in layers and operations that Keras can save."""
+    data_format = keras.config.image_data_format()
     images = keras.ops.cast(images, "float32")  # before resizing, which rounds integers on some backends
-    height, width = images.shape[2:] if keras.config.image_data_format() == "channels_first" else images.shape[1:3]
+    height, width = images.shape[2:] if data_format == "channels_first" else images.shape[1:3]
     if fit == "scale" or max(height, width) > image_size:
-        images = layers.Resizing(image_size, image_size, pad_to_aspect_ratio=fit == "pad", dtype="float32")(images)
+        # Not the layer `Resizing`: with it in a model, `model(images)` would run all layers as in training, and move
+        # the batch normalisations' statistics.
+        images = keras.ops.image.resize(
+            images, (image_size, image_size), pad_to_aspect_ratio=fit == "pad", data_format=data_format
+        )
     else:
-        missing = [(image_size - side, side) for side in (height, width)]
-        padding = tuple((gap // 2, gap - gap // 2) for gap, _ in missing)
+        gaps = (image_size - height, image_size - width)
+        padding = tuple((gap // 2, gap - gap // 2) for gap in gaps)
         images = layers.ZeroPadding2D(padding, dtype="float32")(images)
     return sys.modules[_constructor(backbone).__module__].preprocess_input(images)
 
@@ -165,8 +171,7 @@ def _backbone(backbone, image_size, weights):
         address = re.search(r"https?://\S+[^\s:]", str(error))
         raise InputError(
             f"The ImageNet weights of {backbone} could not be loaded ({error}). Put "
-            f"{address.group() if address else 'their file'} by hand into {keras.config.keras_home()}/models. "
-            + NO_DOWNLOAD
+            f"{address.group() if address else 'their file'} by hand into {cache_folder() / 'models'}. " + NO_DOWNLOAD
         ) from error
 
 

@@ -1,7 +1,6 @@
 """CIFAR-10, scikit-learn's digits or a folder of images as the same arrays, and splits of them."""
 
 import math
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
 from command_line import NO_DOWNLOAD, InputError, class_folders, is_split
+from keras_settings import cache_folder
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -136,7 +136,7 @@ def _load_cifar10():
     except Exception as error:  # Keras raises a bare Exception when a download fails
         raise InputError(
             f"CIFAR-10 could not be loaded ({error}). Put {CIFAR10_ADDRESS} by hand at "
-            f"{Path(os.environ.get('KERAS_HOME', '~/.keras')).expanduser() / CIFAR10_FILE}. {NO_DOWNLOAD}"
+            f"{cache_folder() / CIFAR10_FILE}. {NO_DOWNLOAD}"
         ) from error
     if keras.config.image_data_format() == "channels_last":
         parts = [(images.transpose(0, 3, 1, 2), labels) for images, labels in parts]

@@ -29,7 +29,7 @@ FROZEN_LAYERS = 15  # the backbone's first layers that do not train; 0 with rand
 EMBEDDING_SIZE = 128  # numbers in an embedding, whose length is 1
 # Loss and optimizer
 TRIPLET_LOSS = "in_batch"  # "in_batch" finds triplets inside each batch; "merge" draws them at random, 3 images each
-MINING = "semi_hard"  # "batch_all", "batch_hard", "semi_hard" or "all_semi_hard": which triplets of a batch count; for "in_batch"
+MINING = "semi_hard"  # "batch_all", "batch_hard", "semi_hard" or "all_semi_hard": which triplets count; for "in_batch"
 MARGIN = 0.3  # on squared distances of unit vectors, which lie between 0 and 4
 CLASSES_PER_BATCH = 8  # P, at least 2 and at most the number of classes
 IMAGES_PER_CLASS = 16  # K, at least 2; a batch has P*K images, halve K if memory runs out
@@ -159,12 +159,16 @@ def say_what_was_loaded(train, validation, test, class_names):
 
 
 def say_where_it_runs():
-    """Prints the versions and the device, and warns where the device does not suit PRECISION."""
-    device = str(keras.ops.zeros(1).device).lower()
-    gpu = "gpu" in device or "cuda" in device
-    print(f"Keras {keras.__version__} on {keras.backend.backend()}, {'a GPU' if gpu else 'no GPU found: on the CPU'}")
-    if not gpu and PRECISION != "float32":
-        print(f"PRECISION = {PRECISION} is slow on a CPU; float32 is not.")
+    """Prints the versions and the device; raises InputError where PRECISION does not suit it."""
+    on_cpu = "cpu" in str(keras.ops.zeros(1).device).lower()
+    print(
+        f"Keras {keras.__version__} on {keras.backend.backend()}, {'no GPU found: on the CPU' if on_cpu else 'a GPU'}"
+    )
+    if on_cpu and PRECISION != "float32":
+        raise command_line.InputError(
+            f'`PRECISION` must be "float32" where there is no GPU, and IMAGE_SIZE small. Received: {PRECISION!r}. '
+            + command_line.NO_DOWNLOAD
+        )
 
 
 def learning_rate(steps):

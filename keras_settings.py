@@ -23,11 +23,12 @@ def apply():
     The environment variable `KERAS_BACKEND` wins over the file's `backend`, as it does in Keras.
 
     Raises:
-        InputError: if `keras.json` cannot be read, lacks a setting, or names a backend that is not installed.
+        InputError: if `keras.json` cannot be read, lacks a setting or has a wrong one, or names a backend that is
+            not installed.
     """
     try:
         settings = json.loads(SETTINGS_FILE.read_text(encoding="utf-8"))
-        backend = os.environ.setdefault("KERAS_BACKEND", settings["backend"])
+        backend = os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or settings["backend"]
         image_data_format, floatx, epsilon = (settings[key] for key in ("image_data_format", "floatx", "epsilon"))
     except OSError as error:
         raise InputError(f"`keras.json` must lie beside `init.py`. Received: {error}") from error
@@ -41,15 +42,23 @@ def apply():
     try:
         with _quiet_standard_error():
             import keras
-
+    except (ImportError, ValueError) as error:  # not installed, or not known to Keras
+        raise InputError(
+            f"`KERAS_BACKEND` must name an installed backend: tensorflow, jax or torch. Received: {backend} ({error})"
+        ) from error
+    try:
+        with _quiet_standard_error():
             keras.config.set_image_data_format(image_data_format)
             keras.config.set_floatx(floatx)
             keras.config.set_epsilon(epsilon)
             keras.ops.zeros(1)  # the first tensor wakes the device, which has notes of its own
-    except ImportError as error:
-        raise InputError(
-            f"`KERAS_BACKEND` must name an installed backend: tensorflow, jax or torch. Received: {backend} ({error})"
-        ) from error
+    except ValueError as error:
+        raise InputError(f"`keras.json` must have settings that Keras knows. Received: {error}") from error
+
+
+def cache_folder():
+    """The folder into which Keras downloads weights and data sets."""
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
 
 
 @contextlib.contextmanager
@@ -61,7 +70,7 @@ def _quiet_standard_error():
         os.dup2(held_back.fileno(), 2)
         try:
             yield
-        except ImportError:
+        except (ImportError, ValueError):
             raise  # told in one sentence by the caller
         except BaseException:
             held_back.seek(0)

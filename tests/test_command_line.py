@@ -1,0 +1,193 @@
+"""The options, against the text of init.py itself and the real script in a process of its own."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+import command_line
+from command_line import InputError
+
+FOLDER = Path(__file__).resolve().parent.parent
+SCRIPT = FOLDER / "init.py"
+TEXT = SCRIPT.read_text(encoding="utf-8")
+# The oracle: every line `NAME = value  # comment` above the first function.
+LINES = re.findall(r"^([A-Z_]+) = (.*?)(?:  # (.+))?$", TEXT[: TEXT.index("\ndef ")], re.MULTILINE)
+CONSTANTS = {name: ast.literal_eval(value) for name, value, _ in LINES}
+WRONG_TYPES = {int: [None, True, "one", 2.0, [2]], float: [None, True, "half", [1]], str: [None, True, 3, b"none"]}
+# Of each constant: values of the command line that are refused, some that are not, and what the message must say.
+CASES = {
+    "DATASET": (["", "cifar", __file__, "x" * 300], ["digits", "cifar10"], ["cifar10", "digits", "folder"]),
+    "TEST_FRACTION": (["0", "1", "-0.1", "20%", "nan"], ["0.01", "0.99"], ["above 0", "below 1"]),
+    "VALIDATION_FRACTION": (["0", "1", "1.5", ""], ["0.01", "5e-1"], ["above 0", "below 1"]),
+    "IMAGE_SIZE": (["7", "0", "-32", "32.0", "32px", "inf"], ["32", "96"], ["whole number", "8"]),
+    "FIT": (["crop", "Scale", ""], ["scale", "pad"], ["scale", "pad"]),
+    "AUGMENT": (["flip", "shift flip"], ["none", "shift", "shift_flip"], ["none", "shift", "shift_flip"]),
+    "BACKBONE": (["", "ResNet-50", "os.path"], ["VGG16", "MobileNetV2"], ["keras.applications"]),
+    "WEIGHTS": (["", str(FOLDER), "x" * 300], ["imagenet", "none", __file__], ["imagenet", "none", "file"]),
+    "FROZEN_LAYERS": (["-1", "1.5", "all"], ["0", "175"], ["whole number", "0"]),
+    "EMBEDDING_SIZE": (["1", "0", "1e2"], ["2", "4096"], ["whole number", "2"]),
+    "TRIPLET_LOSS": (["batch", "contrastive"], ["in_batch", "merge"], ["in_batch", "merge"]),
+    "MINING": (["semi-hard", "hard"], ["batch_all", "batch_hard", "semi_hard"], ["batch_hard", "semi_hard"]),
+    "MARGIN": (["0", "4", "-1", "nan", "inf", "0,3"], ["0.001", "3.99", "1"], ["above 0", "below 4"]),
+    "CLASSES_PER_BATCH": (["1", "0", "8.0"], ["2", "10"], ["whole number", "2"]),
+    "IMAGES_PER_CLASS": (["1", "-4"], ["2", "64"], ["whole number", "2"]),
+    "EPOCHS": (["0", "-3", "1e1"], ["1", "100"], ["whole number", "1"]),
+    "LEARNING_RATE": (["0", "10", "-1", "inf", "fast"], ["1e-9", "9.9"], ["above 0", "below 10"]),
+    "WARM_UP": (["-0.1", "1", "nan"], ["0", "0.99"], ["from 0", "below 1"]),
+    "NEIGHBOURS": (["0", "-5", "5.5"], ["1", "50"], ["whole number", "1"]),
+    "PRECISION": (["float16", "16"], ["float32", "mixed_float16", "mixed_bfloat16"], ["float32", "mixed_bfloat16"]),
+    "SEED": (["-1", str(2**31), "0.5"], ["0", str(2**31 - 1)], ["from 0", "2**31"]),
+    "RUN_FOLDER": (["", "  "], ["runs/second", "my run"], ["folder"]),
+}
+
+
+def option(name):
+    return "--" + name.lower().replace("_", "-")
+
+
+def read(*arguments, script=SCRIPT, **constants):
+    return command_line.read_options(script, {**CONSTANTS, **constants}, list(arguments))
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_constant_is_an_option_with_its_comment_as_help():
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert list(CONSTANTS) == list(CASES)
+    shown = "".join(done.stdout.split())  # lines are broken at spaces and hyphens
+    for name, _, comment in LINES:
+        assert comment, name
+        expected = "".join(f"{comment} (default: {CONSTANTS[name]})".split())
+        assert re.search(f"{option(name)}[A-Z_]+{re.escape(expected)}", shown), name
+
+
+def test_the_constants_alone_are_the_values_and_a_whole_number_serves_for_a_number():
+    assert repr(read()) == repr(CONSTANTS)
+    assert repr(read(WARM_UP=0)["WARM_UP"]) == "0.0"
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_value_of_the_command_line_wins_and_has_the_constants_type(name):
+    for text in CASES[name][1]:
+        expected = CONSTANTS | {name: type(CONSTANTS[name])(text)}
+        assert repr(read(option(name), text)) == repr(expected)
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_wrong_value_is_told_with_its_constant_and_what_is_allowed(name):
+    refused, _, words = CASES[name]
+    given = [([f"{option(name)}={value}"], {}, value) for value in refused]
+    in_the_script = [([], {name: value}, value) for value in WRONG_TYPES[type(CONSTANTS[name])]]
+    for arguments, constants, value in given + in_the_script:
+        with pytest.raises(InputError, match=rf"^`{name}` must be .*\. Received: {re.escape(repr(value))}$") as caught:
+            read(*arguments, **constants)
+        assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_constant_that_is_missing_or_set_twice_is_told(tmp_path):
+    copy = tmp_path / "copy.py"
+    for text in (TEXT.replace("\nMARGIN =", "\nmargin ="), TEXT + "\nMARGIN = 0.2\n"):
+        copy.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match="`MARGIN` must be set once"):
+            read(script=copy)
+
+
+def test_a_constant_of_the_users_own_becomes_an_option_of_its_type(tmp_path):
+    copy = tmp_path / "copy.py"
+    copy.write_text(TEXT.replace("\nSEED =", "\nSHOW = False  # 100% new\nSEED ="), encoding="utf-8")
+    assert read("--show", "true", script=copy, SHOW=False)["SHOW"] is True
+    with pytest.raises(InputError, match="`SHOW` must be True or False"):
+        read("--show", "perhaps", script=copy, SHOW=False)
+    with pytest.raises(InputError, match="`SHOW` must be a number"):
+        read("--show", "nan", script=copy, SHOW=0.5)
+    with pytest.raises(SystemExit, match="0"):
+        read("--help", script=copy, SHOW=False)
+
+
+@pytest.mark.parametrize("arguments", ["--epoch 3", "--colour 3", "3", "--epochs", "--image_size 64"])
+def test_unknown_abbreviated_and_lone_options_are_told(arguments):
+    with pytest.raises(InputError, match=rf"{arguments}.*--help"):
+        read(*arguments.split())
+
+
+def test_the_commands_that_the_documentation_shows_are_accepted(tmp_path):
+    for label in range(8):
+        (tmp_path / "my_images" / str(label)).mkdir(parents=True)
+    shown = re.findall(r"python init\.py(.*)", re.sub(r"\\\n +", "", TEXT) + command_line.NO_DOWNLOAD)
+    assert len(shown) >= 4
+    for line in shown:
+        read(*shlex.split(re.split(" {3,}", line)[0]))  # what follows three spaces describes the command
+
+
+@pytest.mark.parametrize("backbone", command_line.BACKBONE_LIMITS)
+def test_the_limits_of_a_backbone_are_those_of_keras(backbone):
+    layers, smallest = command_line.BACKBONE_LIMITS[backbone]
+
+    def build(size):
+        shape = (3, size, size) if keras.config.image_data_format() == "channels_first" else (size, size, 3)
+        return getattr(keras.applications, backbone)(include_top=False, weights=None, input_shape=shape)
+
+    assert len(build(smallest).layers) == layers
+    with pytest.raises(ValueError, match="input"):
+        build(smallest - 1)
+
+    accepted = ["--backbone", backbone, f"--image-size={smallest}", f"--frozen-layers={layers}"]
+    assert read(*accepted)["FROZEN_LAYERS"] == layers
+    with pytest.raises(InputError, match=f"`IMAGE_SIZE` must be at least {smallest} for {backbone}"):
+        read(*accepted, "--image-size", str(smallest - 1))
+    with pytest.raises(InputError, match=f"`FROZEN_LAYERS` must be between 0 and {layers} for {backbone}"):
+        read(*accepted, "--frozen-layers", str(layers + 1))
+
+
+def test_classes_per_batch_is_at_most_the_number_of_classes(tmp_path):
+    for path in ("flat/one", "flat/two", "flat/three", "flat/.cache", "split/train/a", "split/train/b", "split/test/a"):
+        (tmp_path / path).mkdir(parents=True)
+    (tmp_path / "flat" / "notes.txt").write_text("no class")
+    for dataset, classes in (("cifar10", 10), ("digits", 10), ("flat", 3), ("split", 2)):
+        assert read(f"--dataset={dataset}", f"--classes-per-batch={classes}")["CLASSES_PER_BATCH"] == classes
+        with pytest.raises(InputError, match=f"`CLASSES_PER_BATCH` must not be above .* {classes} in '{dataset}'"):
+            read(f"--dataset={dataset}", f"--classes-per-batch={classes + 1}")
+
+
+@pytest.mark.parametrize("folders", [[], ["only"], ["train/only", "test/only"]])
+def test_a_folder_without_two_classes_is_told(folders, tmp_path):
+    for path in folders:
+        (tmp_path / "images" / path).mkdir(parents=True)
+    (tmp_path / "images").mkdir(exist_ok=True)
+    with pytest.raises(InputError, match=f"`DATASET` must .* two classes.*which has {min(len(folders), 1)}"):
+        read("--dataset", "images", "--classes-per-batch", "2")
+
+
+def test_the_folder_of_a_finished_run_is_refused_and_that_of_a_broken_off_one_is_not(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "history.csv").write_text("epoch\n")
+    assert read("--run-folder", "mine")["RUN_FOLDER"] == "mine"
+    (tmp_path / "mine" / "report.txt").write_text("done")
+    with pytest.raises(InputError, match=r"`RUN_FOLDER` must not hold a finished run.*'mine'"):
+        read("--run-folder", "mine")
+
+
+def test_a_wrong_value_ends_the_script_with_one_line_before_keras_is_imported(tmp_path):
+    (tmp_path / "keras.py").write_text("open('imported', 'w').close()\nraise ImportError('the false Keras')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, SCRIPT, *arguments], env=environment, capture_output=True, text=True)
+
+    done = run("--margin", "-1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "init.py: `MARGIN` must be a number above 0 and below 4. Received: '-1'\n"
+    assert not (tmp_path / "imported").exists()
+    assert "the false Keras" in run("--margin", "1").stderr  # which a right value does reach
+    assert (tmp_path / "imported").exists()

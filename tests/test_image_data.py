@@ -1,0 +1,287 @@
+"""Images from files and arrays against hand-made pictures, whose colours say which image and class they are."""
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from command_line import NO_DOWNLOAD, InputError
+from image_data import Images, load_images, raw_pixels, read_images, sample, stratified_split
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+PICTURE = np.kron(np.array([[RED, GREEN, BLUE], [WHITE, BLACK, (200, 120, 40)]]), np.ones((16, 16, 1))).astype("uint8")
+NAMES = ["deux mots", "test", "train", "été", "日本語"]  # in the order that their labels count
+
+
+def save(path, colour, size=(9, 9)):
+    """A picture of one colour; size is width and height, as Pillow has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def colour_of(label, number):
+    return 50 * label, 5 * number, 77
+
+
+def save_classes(folder, counts, first=0, sizes=((9, 9),)):
+    """Images of each of NAMES, numbered from `first`; their colours tell class and number, which are returned."""
+    made = [(label, number) for label, count in enumerate(counts) for number in range(first, first + count)]
+    for label, number in made:
+        save(folder / NAMES[label] / f"{number}.png", colour_of(label, number), sizes[number % len(sizes)])
+    return [(NAMES[label], number) for label, number in made]
+
+
+def found(class_names, *parts):
+    """The (class, number) that each image's colour tells, once its label is seen to be the same class."""
+    images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+    assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+    assert (images == images[..., :1, :1]).all()
+    told = [(label, green // 5) for label, green in zip(labels.tolist(), images[:, 1, 0, 0].tolist(), strict=True)]
+    assert [tuple(colour) for colour in images[..., 0, 0].tolist()] == [colour_of(*each) for each in told]
+    return sorted((class_names[label], number) for label, number in told)
+
+
+def seen(path):
+    """One image file as height × width × RGB, in its own size."""
+    with Image.open(path) as image:
+        return read_images([path], image.size[::-1])[0].transpose(1, 2, 0)
+
+
+def numbered(labels):
+    """`Images` with their places in the data in the images' stead."""
+    return Images(np.arange(len(labels)), np.asarray(labels))
+
+
+def test_digits_are_scikit_learns_in_three_channels_from_0_to_255():
+    *parts, class_names = load_images("digits", 32, "pad", 0.2, seed=0)
+    digits, got = load_digits(), []
+    for part in parts:
+        assert part.images.dtype == np.uint8
+        assert (part.images == part.images[:, :1]).all()
+        flat = part.images[:, 0].reshape(-1, 64).tolist()
+        got += [(class_names[label], *image) for label, image in zip(part.labels, flat, strict=True)]
+    whole = zip(digits.target, digits.data.tolist(), strict=True)
+    expected = [(str(label), *(round(value * 255 / 16) for value in image)) for label, image in whole]
+    assert len(got) == 1797
+    assert sorted(got) == sorted(expected)
+    assert (np.abs(np.bincount(parts[1].labels) - 0.2 * np.bincount(digits.target)) <= 0.5).all()
+
+
+def test_the_digits_split_follows_the_seed():
+    first, again, other = (load_images("digits", 32, "scale", 0.3, seed)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.images, again.images)
+    np.testing.assert_array_equal(np.bincount(first.labels), np.bincount(other.labels))
+    assert (first.images != other.images).any()
+
+
+@pytest.mark.parametrize("fit", ["scale", "pad"])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_image_of_a_folder_keeps_its_label_through_the_split(seed, fit, tmp_path):
+    made = save_classes(tmp_path, [7, 2, 10, 3, 25], sizes=[(9, 9), (30, 30), (12, 12)])
+    train, test, class_names = load_images(tmp_path, 9, fit, 0.2, seed)
+    assert class_names == NAMES
+    assert found(class_names, train, test) == made
+    assert np.bincount(test.labels).tolist() == [1, 0, 2, 1, 5]
+
+
+def test_a_folder_of_train_and_test_stays_as_its_owner_split_it(tmp_path):
+    to_train = save_classes(tmp_path / "train", [2, 3, 4, 2, 5], sizes=[(9, 9), (14, 20)])
+    to_test = save_classes(tmp_path / "test", [0, 3, 1], first=10, sizes=[(8, 30)])
+    train, test, class_names = load_images(str(tmp_path), 16, "scale", 0.5, seed=0)
+    assert train.images.shape[1:] == test.images.shape[1:] == (3, 16, 16)
+    assert class_names == NAMES
+    assert (found(class_names, train), found(class_names, test)) == (to_train, to_test)
+
+
+def test_nested_folders_are_read_and_hidden_or_other_files_are_not(tmp_path):
+    for name, number in [("1.png", 1), ("deeper/and deeper/2.PNG", 2), ("deeper/1.png", 3), ("4.Bmp", 4), ("5.GIF", 5)]:
+        for label in (0, 1):
+            save(tmp_path / "ab"[label] / name, colour_of(label, number))
+    (tmp_path / "a" / "5.GIF").rename(tmp_path / "a" / "5.jpeg")  # it is still a GIF
+    for unread in ("a/._1.png", "a/.thumbnails/1.png", "b/deeper/.trash/deeper/1.png", ".cache/1.png", "1.png"):
+        save(tmp_path / unread, GREEN)
+    for text in ("a/notes.txt", "a/1.png.part", "b/Thumbs.db", "b/png", "readme.md"):
+        (tmp_path / text).write_text("not an image")
+    (tmp_path / "b" / "folder.png").mkdir()
+    train, test, class_names = load_images(tmp_path, 9, "scale", 0.2, seed=0)
+    assert found(class_names, train, test) == [(name, number) for name in "ab" for number in range(1, 6)]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "bmp", "gif"])
+def test_each_format_shows_the_picture_that_was_saved(suffix, tmp_path):
+    picture, path = Image.fromarray(PICTURE), tmp_path / f"picture.{suffix}"
+    if suffix == "gif":  # of its two frames the first is to be seen
+        picture.quantize(8).save(path, save_all=True, append_images=[Image.new("RGB", picture.size, GREEN)])
+    else:
+        picture.save(path, quality=95, subsampling=0)
+    np.testing.assert_allclose(seen(path), PICTURE.astype(int), atol=12 if suffix.startswith("j") else 0)
+
+
+def test_grey_pictures_of_1_8_and_16_bits_become_three_equal_channels(tmp_path):
+    grey = np.array([[0, 64, 128, 255], [255, 1, 200, 7]])
+    stored = {1: grey > 100, 8: grey.astype("uint8"), 16: (grey * 257).astype("uint16")}
+    for bits, pixels in stored.items():
+        Image.fromarray(pixels).save(tmp_path / "grey.png")
+        expected = grey if bits > 1 else np.where(grey > 100, 255, 0)
+        np.testing.assert_array_equal(seen(tmp_path / "grey.png"), np.stack([expected] * 3, axis=2))
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    """By hand: a colour of opacity a over white is a * colour + (1 - a) * 255."""
+    pixels = np.array([[(255, 0, 0, 255), (255, 0, 0, 0), (0, 100, 200, 51)]], "uint8")
+    Image.fromarray(pixels).save(tmp_path / "rgba.png")
+    np.testing.assert_allclose(seen(tmp_path / "rgba.png").astype(int), [[RED, WHITE, (204, 224, 244)]], atol=1)
+    palette = Image.fromarray(np.array([[0, 1, 2]], "uint8"))
+    palette.putpalette([*RED, *GREEN, *BLUE])
+    Image.fromarray(np.array([[RED, GREEN, BLUE]], "uint8")).save(tmp_path / "one colour.png", transparency=GREEN)
+    for name in ("palette.png", "palette.gif"):
+        palette.save(tmp_path / name, transparency=1)
+    for name in ("palette.png", "palette.gif", "one colour.png"):
+        np.testing.assert_array_equal(seen(tmp_path / name), [[RED, WHITE, BLUE]])
+
+
+@pytest.mark.parametrize(  # quarter turns to the left after mirroring; there is no orientation 9
+    ("orientation", "mirrored", "turns"),
+    [*zip(range(1, 10), [0, 1, 0, 1, 1, 0, 1, 0, 0], [0, 0, 2, 2, 1, -1, -1, 1, 0], strict=True)],
+)
+def test_photographs_are_turned_upright_and_keep_their_common_size(orientation, mirrored, turns, tmp_path):
+    expected, exif = np.rot90(PICTURE[:, ::-1] if mirrored else PICTURE, turns), Image.Exif()
+    exif[0x0112] = orientation
+    for number in range(3):
+        save(tmp_path / "a" / f"{number}.png", RED, size=expected.shape[1::-1])
+        save(tmp_path / "b" / f"{number}.jpg", RED)
+        Image.fromarray(PICTURE).save(tmp_path / "b" / f"{number}.jpg", exif=exif, quality=95, subsampling=0)
+    train, _, _ = load_images(tmp_path, 11, "scale", 0.2, seed=0)
+    assert train.images.shape == (4, 3, *expected.shape[:2])
+    for image in train.images[train.labels == 1].astype(int):
+        np.testing.assert_allclose(image.transpose(1, 2, 0), expected, atol=12)
+
+
+def test_scaling_stretches_to_the_whole_size(tmp_path):
+    low_and_wide = np.array([RED] * 32 + [BLUE] * 16 + [WHITE, BLACK] * 8, "uint8")
+    Image.fromarray(np.tile(low_and_wide, (6, 1, 1))).save(tmp_path / "wide.png")
+    image = read_images([tmp_path / "wide.png"], (20, 32), "scale")[0].transpose(1, 2, 0).astype(int)
+    expected = np.tile([RED, RED, BLUE, BLUE, (127, 127, 127)], (20, 1, 1))  # narrow stripes become their average
+    np.testing.assert_allclose(image[:, [0, 14, 17, 22, 28]], expected, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [  # width and height; the rows and columns of 10 that it fills
+        ((8, 4), (3, 7), (1, 9)),
+        ((40, 20), (2, 7), (0, 10)),
+        ((10, 30), (0, 10), (3, 6)),
+        ((20, 6), (3, 6), (0, 10)),
+        ((100, 2), (4, 5), (0, 10)),
+    ],
+    ids=str,
+)
+def test_padding_centres_on_black_and_only_makes_smaller(size, rows, columns, tmp_path):
+    save_classes(tmp_path, [2])  # of another size
+    for number in range(3):
+        save(tmp_path / "b" / f"{number}.png", WHITE, size)
+    _, test, _ = load_images(tmp_path, 10, "pad", 0.2, seed=0)
+    expected = np.zeros((1, 3, 10, 10))
+    expected[:, :, slice(*rows), slice(*columns)] = 255
+    np.testing.assert_array_equal(test.images, expected)
+
+
+def test_all_unreadable_files_are_named_at_once(tmp_path):
+    save_classes(tmp_path, [3, 3])
+    bad = [tmp_path / "deux mots" / name for name in ("cut.jpg", "cut.png", "text.jpg", "empty.gif")]
+    for path in bad[:2]:  # the header can be read, the picture cannot
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), "uint8")).save(path)
+        path.write_bytes(path.read_bytes()[:700])
+    bad[2].write_text("not an image")
+    bad[3].touch()
+    with pytest.raises(InputError) as raised:
+        load_images(tmp_path, 16, "scale", 0.2, seed=0)
+    assert all(str(path) in str(raised.value) for path in bad)
+    assert "0.png" not in str(raised.value)
+    with pytest.raises(InputError, match=r"missing\.png"):
+        read_images([tmp_path / "deux mots" / "0.png", tmp_path / "missing.png"], (9, 9))
+
+
+def test_folders_that_cannot_be_used_are_refused_for_what_they_lack(tmp_path):
+    save_classes(tmp_path / "one image", [2, 1, 3])
+    save_classes(tmp_path / "no image", [2, 3])
+    (tmp_path / "no image" / "empty").mkdir()
+    save_classes(tmp_path / "unknown" / "train", [2, 2])
+    save_classes(tmp_path / "unknown" / "test", [1, 1, 0, 1])
+    save_classes(tmp_path / "no test" / "train", [2, 2])
+    (tmp_path / "no test" / "test" / "deux mots").mkdir(parents=True)
+    save_classes(tmp_path / "pairs", [2, 2])
+    reasons = {"one image": "in: test$", "no image": "in: empty$", "unknown": r"\['été'\]$", "no test": "in: test$"}
+    for name, reason in {**reasons, "pairs": "a class with at least three images"}.items():
+        with pytest.raises(InputError, match=reason):
+            load_images(tmp_path / name, 9, "scale", 0.2, seed=0)
+
+
+def test_a_failed_download_says_what_to_do_by_hand(tmp_path, monkeypatch):
+    def fail():
+        raise Exception("URL fetch failure: timed out")
+
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", fail)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(InputError) as raised:
+        load_images("cifar10", 32, "scale", 0.2, seed=0)
+    path = tmp_path / "datasets" / "cifar-10-batches-py-target_archive"
+    for part in ("timed out", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", str(path), NO_DOWNLOAD):
+        assert part in str(raised.value)
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+def test_cifar10_is_channels_first_with_flat_labels_whatever_keras_gives(data_format, monkeypatch):
+    generator = np.random.default_rng(0)
+    expected = [(generator.integers(0, 256, (n, 3, 32, 32), "uint8"), generator.integers(0, 10, n)) for n in (7, 4)]
+    axes = (0, 1, 2, 3) if data_format == "channels_first" else (0, 2, 3, 1)
+    given = tuple((images.transpose(axes), labels[:, None].astype("uint8")) for images, labels in expected)
+    monkeypatch.setattr(keras.config, "image_data_format", lambda: data_format)
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: given)
+    *parts, class_names = load_images("cifar10", 96, "scale", 0.2, seed=0)
+    for part, (images, labels) in zip(parts, expected, strict=True):
+        np.testing.assert_array_equal(part.images, images)
+        np.testing.assert_array_equal(part.labels, labels)
+    assert [class_names[label] for label in (0, 3, 9)] == ["airplane", "cat", "truck"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_split_gives_each_class_its_share_and_loses_nothing(seed):
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat(generator.permutation(20)[:7], [*generator.integers(1, 40, 6), 3]))
+    fraction = generator.uniform(0.01, 0.99)
+    kept, split_off = stratified_split(numbered(labels), fraction, seed)
+    assert sorted([*kept.images, *split_off.images]) == list(range(len(labels)))
+    for part in (kept, split_off):
+        np.testing.assert_array_equal(part.labels, labels[part.images])
+    for label in np.unique(labels):
+        whole, rest, share = ((each == label).sum() for each in (labels, kept.labels, split_off.labels))
+        assert rest >= min(whole, 2)
+        assert share >= (whole > 2)
+        assert abs(share - fraction * whole) <= 0.5 or share == 1 > fraction * whole or rest == min(whole, 2)
+
+
+def test_a_sample_is_even_over_classes_and_follows_the_seed():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 5], [400, 60, 12, 4]))
+    for count, expected in [(200, [50, 50, 12, 4]), (8, [10, 10, 10, 4])]:
+        first, again, other = (sample(numbered(labels), count, seed) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(first.labels, labels[first.images])
+        assert (np.diff(first.images) > 0).all()  # none twice
+        assert [(first.labels == label).sum() for label in (0, 1, 2, 5)] == expected
+        np.testing.assert_array_equal(first.images, again.images)
+        assert (first.images != other.images).any()
+
+
+def test_raw_pixels_are_exact_when_small_and_averages_when_large():
+    generator = np.random.default_rng(0)
+    small = generator.integers(0, 256, (5, 3, 32, 20), "uint8")
+    pixels = raw_pixels(numbered(range(5))._replace(images=small))
+    assert pixels.dtype == np.float32
+    np.testing.assert_allclose(pixels.reshape(small.shape), small / 255, rtol=1e-6)
+    colours = generator.integers(0, 256, (300, 3, 1, 1), "uint8")  # more than one batch
+    large = np.tile(colours, (1, 1, 48, 128))
+    large[0] = 200 * (np.arange(128) % 4 == 0)  # stripes, of which only an average is left
+    shrunk = raw_pixels(numbered(range(300))._replace(images=large)).reshape(300, 3, 32, 32)
+    np.testing.assert_allclose(shrunk[0, :, :, 2:-2], 50 / 255, atol=0.02)
+    np.testing.assert_allclose(shrunk[1:], np.broadcast_to(colours[1:] / 255, (299, 3, 32, 32)), atol=1e-5)

@@ -1,0 +1,148 @@
+"""The script itself, run as its users run it, on folders of small images."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FOLDER = Path(__file__).resolve().parent.parent
+SMALL = (
+    "--backbone VGG16 --weights none --frozen-layers 0 --image-size 32 --precision float32 --augment none "
+    "--classes-per-batch 3 --images-per-class 4 --learning-rate 1e-4 --embedding-size 8 --neighbours 3"
+).split()
+COLOURS = {"blue sky": (40, 60, 200), "grün": (30, 160, 60), "red": (200, 40, 30)}
+
+
+def write_images(folder, count, seed=0):
+    """A folder of noisy images of one colour a class."""
+    generator = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            noise = generator.normal(size=(24, 24, 3)) * 30
+            pixels = np.clip(np.array(colour) + noise, 0, 255).astype("uint8")
+            Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
+
+
+def run_script(*options, cwd, **environment):
+    command = [sys.executable, str(FOLDER / "init.py"), *map(str, options)]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with the in-batch loss on a folder that the script splits itself."""
+    place = tmp_path_factory.mktemp("in_batch")
+    write_images(place / "pictures", 20)
+    done = run_script("--dataset", "pictures", "--epochs", 3, *SMALL, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place, done
+
+
+def test_a_run_prints_what_its_user_needs_to_see(finished):
+    _, done = finished
+    assert "pixels, 3 classes: blue sky, grün, red" in done.stdout
+    for epoch in range(1, 4):
+        assert f"Epoch {epoch}/3" in done.stdout
+    for name in ("loss", "active_triplets", "positive_distance", "negative_distance", "val_accuracy"):
+        assert len(re.findall(rf"\b{name}: [\d.]+", done.stdout)) == 3
+    for name in ("raw pixels", "before training", "after training"):
+        assert re.search(rf"^{name}( +[01]\.\d{{4}}){{5}}$", done.stdout, re.MULTILINE)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_folder_holds_everything(finished):
+    place, done = finished
+    run = place / "run"
+    scores = json.loads((run / "report.json").read_text())
+    assert list(scores) == ["raw pixels", "before training", "after training"]
+    assert scores["after training"]["accuracy"] >= 0.9  # colours are easy
+    assert (run / "report.txt").read_text(encoding="utf-8").strip() in done.stdout
+    constants = json.loads((run / "constants.json").read_text())
+    assert constants["EPOCHS"] == 3 and constants["BACKBONE"] == "VGG16" and constants["MARGIN"] == 0.3
+    with open(run / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert {"loss", "active_triplets", "positive_distance", "negative_distance", "val_accuracy"} <= set(rows[0])
+    for name in ("training_curves", "confusion_matrix", "embedding_map", "neighbours"):
+        with Image.open(run / f"{name}.png") as figure:
+            assert figure.width > 300
+    saved = np.load(run / "references.npz")
+    assert saved["class_names"].tolist() == list(COLOURS)
+    assert saved["embeddings"].shape == (len(saved["labels"]), 8)
+    np.testing.assert_allclose(np.linalg.norm(saved["embeddings"], axis=1), 1, rtol=1e-5)
+
+
+def test_the_readme_tells_how_to_classify_new_images(finished):
+    """Its example, run in a fresh process on images that no run has seen."""
+    place, _ = finished
+    code = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", (FOLDER / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        if "predict_classes" in block
+    )
+    write_images(place / "new", 1, seed=1)
+    paths = [str(Path("new", name, "000.png")) for name in COLOURS]
+    code, replaced = re.subn(r"paths = .*", f"paths = {paths!r}", code)
+    assert replaced == 1
+    (place / "classify.py").write_text(code, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, "classify.py"], cwd=place, env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [re.search(rf"000\.png {name}$", done.stdout, re.MULTILINE) is not None for name in COLOURS] == [True] * 3
+
+
+def test_a_finished_run_is_not_written_over(finished):
+    place, _ = finished
+    before = (place / "run" / "report.txt").stat().st_mtime_ns
+    done = run_script("--dataset", "pictures", *SMALL, cwd=place)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "`RUN_FOLDER` must not hold a finished run" in done.stderr
+    assert (place / "run" / "report.txt").stat().st_mtime_ns == before
+
+
+def test_the_merge_loss_trains_and_predicts_on_a_folder_split_by_its_owner(tmp_path):
+    write_images(tmp_path / "pictures" / "train", 12)
+    write_images(tmp_path / "pictures" / "test", 5, seed=2)
+    done = run_script(
+        "--dataset", "pictures", "--triplet-loss", "merge", "--epochs", 3, *SMALL, "--run-folder", "other", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "33 images to train on, 3 to validate, 15 to test" in done.stdout
+    scores = json.loads((tmp_path / "other" / "report.json").read_text())
+    assert scores["after training"]["accuracy"] >= 0.9
+
+
+def test_without_a_network_cifar10_ends_in_one_message(tmp_path):
+    """A proxy that refuses stands for the missing network, an empty cache for a new machine."""
+    proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTPS_PROXY")}
+    done = run_script("--precision", "float32", cwd=tmp_path, KERAS_HOME=str(tmp_path / "cache"), **proxies)
+    assert done.returncode == 2
+    told = done.stderr.strip().splitlines()[-1]
+    assert told.startswith("init.py: CIFAR-10 could not be loaded")
+    assert "cifar-10-python.tar.gz by hand at" in told
+    assert "python init.py --dataset digits" in told
+    assert "Traceback" not in done.stderr
+
+
+def test_16_bits_are_refused_where_there_is_no_gpu(tmp_path):
+    done = run_script("--dataset", "digits", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert '`PRECISION` must be "float32" where there is no GPU' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_too_many_neighbours_for_the_images_are_refused(tmp_path):
+    write_images(tmp_path / "pictures", 6)
+    done = run_script("--dataset", "pictures", *SMALL, "--neighbours", 50, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "`NEIGHBOURS` must be at most the number of training images" in done.stderr

@@ -1,0 +1,181 @@
+"""What training is fed, over random data sets and seeds: which images, in which batches, moved how."""
+
+import math
+from collections import Counter
+
+import keras
+import numpy as np
+import pytest
+
+from image_data import Images
+from training_batches import Batches, classes_and_images, in_order, random_triplets
+from training_callbacks import NewEpoch
+
+PLANS = {
+    "classes": lambda labels: classes_and_images(labels, 3, 4),
+    "triplets": lambda labels: random_triplets(labels, 7),
+    "order": lambda labels: in_order(len(labels), 7),
+}
+
+
+def random_labels(generator, most):
+    """Labels of some classes of 1 to `most` images, mixed up, whose numbers leave gaps."""
+    counts = generator.integers(1, most + 1, generator.integers(2, 9))
+    return generator.permutation(np.repeat(generator.permutation(30)[: len(counts)], counts))
+
+
+def plain(labels):
+    """`Images` of one colour each, which tells their place in the data however they are shifted or mirrored."""
+    places = np.arange(len(labels))
+    colours = np.stack([places % 256, places // 256, 255 - places % 256], axis=1).astype("uint8")
+    return Images(np.tile(colours[:, :, None, None], (1, 1, 5, 8)), np.asarray(labels))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_batches_are_p_classes_of_k_images_and_hold_every_image(seed):
+    generator = np.random.default_rng(seed)
+    labels = random_labels(generator, most=40)
+    size_of = Counter(labels.tolist())
+    p, k = generator.integers(2, len(size_of) + 1), generator.integers(2, 9)
+    batches = classes_and_images(labels, p, k)(generator)
+    for batch in batches:
+        assert sorted(Counter(labels[batch].tolist()).values()) == [k] * p
+        times = Counter(batch.tolist())
+        for image, count in times.items():  # once, unless the class has fewer than k; then as evenly as can be
+            assert k // size_of[labels[image]] <= count <= math.ceil(k / size_of[labels[image]])
+    assert set(np.concatenate(batches).tolist()) == set(range(len(labels)))
+    groups = [math.ceil(size / k) for size in size_of.values()]
+    assert len(batches) == max(math.ceil(sum(groups) / p), max(groups))
+
+
+def test_batches_and_the_images_that_share_one_are_shuffled():
+    plan, together = classes_and_images(np.repeat([0, 1, 2], [12, 6, 3]), 2, 3), np.zeros((21, 21))
+    for seed in range(1000):
+        first = plan(np.random.default_rng(seed))[0]
+        together[np.ix_(first, first)] += 1
+    assert together.diagonal().min() > 180  # an epoch has 4 batches, so that 250 are expected at least
+    assert together[:12, :12].min() > 20  # two given images of 12 are two of 3 in 1000 * 3 / 12 * 2 / 11
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_image_with_a_positive_is_the_anchor_once(seed):
+    generator = np.random.default_rng(seed)
+    labels = random_labels(generator, most=12)
+    batches = random_triplets(labels, 5)(generator)
+    assert all(len(batch) == 5 for batch in batches[:-1])
+    anchor, positive, negative = np.concatenate([*batches, np.empty((0, 3), int)]).T
+    assert sorted(anchor.tolist()) == [i for i, label in enumerate(labels) if (labels == label).sum() > 1]
+    assert (labels[anchor] == labels[positive]).all()
+    assert (anchor != positive).all()
+    assert (labels[anchor] != labels[negative]).all()
+
+
+def test_positives_negatives_and_the_first_anchor_are_drawn_evenly():
+    labels = np.array([4, 0, 7, 0, 4, 0, 7, 4, 0, 7, 0, 9])
+    plan, generator, times = random_triplets(labels, 5), np.random.default_rng(0), np.zeros((3, 12, 12))
+    for _ in range(3000):
+        anchor, positive, negative = np.concatenate(plan(generator)).T
+        times[0, anchor, positive] += 1
+        times[1, anchor, negative] += 1
+        times[2, 0, anchor[0]] += 1
+    same, alone = labels[:, None] == labels, labels == 9
+    others, first = ~same & ~alone[:, None], np.outer(np.arange(12) == 0, ~alone)
+    for drawn, allowed in zip(times, [same & ~np.eye(12, dtype=bool), others, first], strict=True):
+        expected = 3000 * allowed / np.maximum(allowed.sum(axis=1, keepdims=True), 1)
+        assert (np.abs(drawn - expected) <= 5 * np.sqrt(expected)).all()  # five standard deviations
+
+
+@pytest.mark.parametrize("augment", ["none", "shift", "shift_flip"])
+@pytest.mark.parametrize("kind", PLANS)
+def test_images_and_labels_stay_in_step_with_the_plan(kind, augment):
+    labels = np.random.default_rng(1).integers(0, 5, 300)
+    data = plain(labels)
+    stored = data.images.copy()
+    batches = Batches(data, PLANS[kind](labels), 3, augment)
+    for epoch in range(3):
+        batches.start_epoch(epoch)
+        for number in reversed(range(len(batches))):
+            images, got = batches[number]
+            assert images.dtype == np.uint8
+            assert images.shape == (*batches.batches[number].shape, 3, 5, 8)
+            assert (images == images[..., :1, :1]).all()
+            places = images[..., 0, 0, 0] + 256 * images[..., 1, 0, 0].astype(int)
+            np.testing.assert_array_equal(places, batches.batches[number])
+            np.testing.assert_array_equal(got, labels[places[:, 0] if kind == "triplets" else places])
+    np.testing.assert_array_equal(data.images, stored)
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_an_epoch_depends_on_its_number_and_the_seed_alone(kind):
+    labels = np.arange(5).repeat(20)
+    data = Images(np.random.default_rng(2).integers(0, 256, (100, 3, 8, 8), "uint8"), labels)
+
+    def epoch_of(seed, *epochs):
+        batches = Batches(data, PLANS[kind](labels), seed, "shift" if kind == "order" else "none")
+        for epoch in epochs:
+            batches.start_epoch(epoch)
+        return np.concatenate([batches[number][0] for number in range(len(batches))])
+
+    expected = epoch_of(0, 2)
+    np.testing.assert_array_equal(epoch_of(0, 0, 5, 2), expected)
+    np.testing.assert_array_equal(epoch_of(0), epoch_of(0, 0))
+    for other in (epoch_of(0, 1), epoch_of(1, 2)):  # in order by the augmentation alone, else by the plan
+        assert other.shape == expected.shape
+        assert np.mean(other != expected) > 0.5
+
+
+def moved(image, down, right, mirror):
+    """The oracle: each pixel looked up by itself, mirrored at the border without repeating it."""
+    _, height, width = image.shape
+    result = np.empty_like(image)
+    for y in range(height):
+        for x in range(width):
+            row, column = abs(y + down), abs((width - 1 - x if mirror else x) + right)
+            result[:, y, x] = image[:, min(row, 2 * height - 2 - row), min(column, 2 * width - 2 - column)]
+    return result
+
+
+@pytest.mark.parametrize("shape", [(1200,), (400, 3)], ids=["images", "triplets"])
+@pytest.mark.parametrize("augment", ["none", "shift", "shift_flip"])
+def test_images_move_by_up_to_an_eighth_and_are_mirrored_when_asked(augment, shape):
+    image = np.random.default_rng(4).integers(0, 256, (3, 7, 17), "uint8")  # eighths, rounded up: 1 and 3
+    places = np.zeros(shape, int)
+    batches = Batches(Images(image[None], np.zeros(1, int)), lambda generator: [places, places], 0, augment)
+    images, others = batches[0][0], batches[1][0]
+    assert (images != others).any() == (augment != "none")
+    way = {
+        moved(image, down, right, mirror).tobytes(): (down, right, mirror)
+        for down in range(-1, 2)
+        for right in range(-3, 4)
+        for mirror in (False, True)
+    }
+    ways = Counter(way[each.tobytes()] for each in images.reshape(-1, 3, 7, 17))  # a KeyError is any other way
+    mirrored = sum(times for (_, _, mirror), times in ways.items() if mirror)
+    if augment == "none":
+        assert ways == {(0, 0, False): 1200}
+    elif augment == "shift":
+        assert (mirrored, len(ways)) == (0, 3 * 7)
+    else:
+        assert 500 < mirrored < 700
+        assert len(ways) == 2 * 3 * 7
+
+
+def test_fit_and_predict_are_fed_as_planned():
+    """Keras fetches batches with threads, ahead of the training step."""
+    data, fed = plain(np.arange(60)), []  # a label tells the image
+
+    def loss(true, predicted):
+        fed.append(keras.ops.convert_to_numpy(true).astype(int).ravel().tolist())
+        return keras.ops.mean(predicted, axis=-1)
+
+    flat = keras.Sequential([keras.Input((3, 5, 8)), keras.layers.Reshape((-1,))])
+    predicted = flat.predict(Batches(data, in_order(60, 7)), verbose=0)
+    np.testing.assert_array_equal(predicted.reshape(data.images.shape), data.images)
+    model = keras.Sequential([flat, keras.layers.Dense(1)])
+    model.compile("sgd", loss, run_eagerly=True)
+    shuffled = Batches(data, lambda generator: list(generator.permutation(60).reshape(-1, 5)), 6, "shift_flip")
+    model.fit(shuffled, epochs=3, shuffle=False, verbose=0, callbacks=[NewEpoch(shuffled)])
+    for epoch in range(3):
+        shuffled.start_epoch(epoch)
+        assert fed[12 * epoch : 12 * (epoch + 1)] == [batch.tolist() for batch in shuffled.batches]
+    assert len(fed) == 36
