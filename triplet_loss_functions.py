@@ -228,11 +228,12 @@ def squared_distances(embeddings):
     On unit vectors they are exact to 1e-6, also where a GPU multiplies float32 matrices in TF32.
 
     Args:
-        embeddings: float32 or float64, shape `(batch, embedding_size)`.
+        embeddings: floats, shape `(batch, embedding_size)`.
 
     Returns:
         Distances of shape `(batch, batch)`.
     """
+    embeddings = _at_least_float32(embeddings)
     embeddings = embeddings - ops.stop_gradient(ops.mean(embeddings, axis=0))  # nearer to 0, so less is cancelled
     products = _products(embeddings)  # shape (batch, batch)
     norms = ops.diagonal(products)  # shape (batch,); rounded as the products are, so that duplicates are at 0
