@@ -11,7 +11,7 @@ from pathlib import Path
 
 NO_DOWNLOAD = (
     "Nothing is downloaded by: python init.py --dataset digits --image-size 32 --augment none --weights none "
-    "--frozen-layers 0 --precision float32"
+    "--frozen-layers 0 --precision float32 --images-per-class 4 --learning-rate 1e-3 --epochs 4 --run-folder digits_run"
 )
 
 

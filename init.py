@@ -3,8 +3,9 @@
     python init.py                                            CIFAR-10, ImageNet weights, for one GPU
     python init.py --epochs 3 --mining batch_hard             any constant below is an option
     python init.py --dataset my_images --run-folder my_run    a folder of CLASS/IMAGE files
-    python init.py --dataset digits --image-size 32 --weights none --frozen-layers 0 --precision float32 \
-        --learning-rate 1e-3 --epochs 6 --run-folder digits_run           no download, no GPU, two minutes
+    python init.py --dataset digits --image-size 32 --augment none --weights none --frozen-layers 0 \
+        --precision float32 --images-per-class 4 --learning-rate 1e-3 --epochs 4 --run-folder digits_run
+                                                              no download, no GPU, two to three minutes
 """
 
 import json
@@ -99,7 +100,7 @@ def main():
     batches = Batches(train, plan, SEED, AUGMENT)
     trained.compile(keras.optimizers.Adam(learning_rate(EPOCHS * len(batches))), loss, metrics=loss.metrics())
     check = NearestNeighbourAccuracy(
-        embed, image_data.sample(train, len(validation.labels), SEED), validation, NEIGHBOURS, run_folder
+        model, embed, image_data.sample(train, len(validation.labels), SEED), validation, NEIGHBOURS, run_folder
     )
     log = keras.callbacks.CSVLogger(run_folder / "history.csv")
     verbose = 1 if sys.stdout.isatty() else 2

@@ -28,6 +28,7 @@ class NearestNeighbourAccuracy(keras.callbacks.Callback):
     Put it before callbacks that read the logs.
 
     Args:
+        embedding_model: `keras.Model` whose weights are kept: the trained one, or the network inside it.
         embed: function of `Images` that returns their embeddings, `(n, embedding_size)`.
         references: `Images` of known class.
         validation: `Images` to predict.
@@ -35,9 +36,10 @@ class NearestNeighbourAccuracy(keras.callbacks.Callback):
         folder: `pathlib.Path` of the folder to write `best.weights.h5` into.
     """
 
-    def __init__(self, embed, references, validation, neighbours, folder):
+    def __init__(self, embedding_model, embed, references, validation, neighbours, folder):
         super().__init__()
-        self.embed, self.references, self.validation = embed, references, validation
+        self.embedding_model, self.embed = embedding_model, embed
+        self.references, self.validation = references, validation
         self.neighbours = min(neighbours, len(references.labels))
         self.best_weights, self.best_accuracy = folder / "best.weights.h5", None
 
@@ -54,14 +56,14 @@ class NearestNeighbourAccuracy(keras.callbacks.Callback):
             logs["val_accuracy"] = accuracy
         if self.best_accuracy is None or accuracy >= self.best_accuracy:
             self.best_accuracy = accuracy
-            model.save_weights(self.best_weights)
+            self.embedding_model.save_weights(self.best_weights)
 
     def load_best_weights(self):
-        """Gives the trained model the best epoch's weights.
+        """Gives the model the best epoch's weights.
 
         Raises:
             InputError: if no epoch ended in finite embeddings.
         """
         if self.best_accuracy is None:
             raise InputError("`LEARNING_RATE` must be lower: no epoch ended in finite embeddings.")
-        self.model.load_weights(self.best_weights)
+        self.embedding_model.load_weights(self.best_weights)

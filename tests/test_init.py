@@ -120,6 +120,12 @@ def test_the_merge_loss_trains_and_predicts_on_a_folder_split_by_its_owner(tmp_p
     assert "33 images to train on, 3 to validate, 15 to test" in done.stdout
     scores = json.loads((tmp_path / "other" / "report.json").read_text())
     assert scores["after training"]["accuracy"] >= 0.9
+    goes_on = run_script(
+        "--dataset", "pictures", *SMALL, "--weights", "other/best.weights.h5", "--epochs", 1, cwd=tmp_path
+    )
+    assert goes_on.returncode == 0, goes_on.stderr
+    again = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert again["before training"] == pytest.approx(scores["after training"], abs=0.05)
 
 
 def test_without_a_network_cifar10_ends_in_one_message(tmp_path):

@@ -19,8 +19,8 @@ def checked(folder, epochs):
     references = Images(None, np.array([0, 1]))
     validation = Images(None, np.array([0, 0, 1, 1]))
     current = {}
-    check = NearestNeighbourAccuracy(lambda data: current[len(data.labels)], references, validation, 1, folder)
     model = tiny_model()
+    check = NearestNeighbourAccuracy(model, lambda data: current[len(data.labels)], references, validation, 1, folder)
     model.stop_training = False
     check.set_model(model)
     logs = []
