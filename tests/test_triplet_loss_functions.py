@@ -91,7 +91,7 @@ class Descent:
 
         self.inputs = np.zeros((shape[0] if triplets is None else len(triplets), 1), "float32")
         self.model = keras.Sequential([keras.Input(batch_shape=self.inputs.shape), Table()])
-        self.model.compile(keras.optimizers.SGD(1.0), loss, jit_compile=False)
+        self.model.compile(keras.optimizers.SGD(1.0), loss, jit_compile=BACKEND == "jax")  # without, JAX is slow
 
     def value(self, labels, embeddings):
         """Returns the loss at the embeddings."""
