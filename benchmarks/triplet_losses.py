@@ -79,7 +79,7 @@ def peer_step(mining, labels, embeddings):
         given = torch.tensor(embeddings, requires_grad=True)
         loss = loss_function(given, labels, miner(given, labels) if miner else None)
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
