@@ -47,7 +47,7 @@ def fine_tuned_models(
         InputError: if the backbone is unknown, `image_size` too small for it, `frozen_layers` above its depth, or
             the weights cannot be downloaded or are another network's.
     """
-    network = _backbone(backbone, image_size, "imagenet" if weights == "imagenet" else "none")
+    network = _backbone(backbone, image_size, pre_trained=weights == "imagenet")
     if frozen_layers > len(network.layers):
         raise InputError(
             f"`FROZEN_LAYERS` must be between 0 and {len(network.layers)} for {backbone}. Received: {frozen_layers}"
@@ -155,7 +155,7 @@ def _constructor(backbone):
     return constructor
 
 
-def _backbone(backbone, image_size, weights):
+def _backbone(backbone, image_size, pre_trained):
     channels_first = keras.config.image_data_format() == "channels_first"
     shape = (3, image_size, image_size) if channels_first else (image_size, image_size, 3)
     constructor = _constructor(backbone)
@@ -163,10 +163,10 @@ def _backbone(backbone, image_size, weights):
         network = constructor(include_top=False, weights=None, input_shape=shape)
     except ValueError as error:  # too small, or the architecture has no channels_first
         raise InputError(f"`BACKBONE` {backbone} cannot be built for `IMAGE_SIZE` {image_size}: {error}") from error
-    if weights == "none":
+    if not pre_trained:
         return network
     try:
-        return constructor(include_top=False, weights=weights, input_shape=shape)
+        return constructor(include_top=False, weights="imagenet", input_shape=shape)
     except Exception as error:  # Keras raises a bare Exception when a download fails
         address = re.search(r"https?://\S+[^\s:]", str(error))
         raise InputError(

@@ -208,7 +208,7 @@ def read_images(paths, size, fit="scale"):
             results.append(result)
             if len(results) % 256 == 0 or len(results) == len(paths):
                 progress.update(len(results))
-    _of_readable(paths, results)
+    _check_readable(paths, results)
     return images
 
 
@@ -224,14 +224,13 @@ def _told(read):
     return read_or_error
 
 
-def _of_readable(paths, results):
-    results = list(results)
+def _check_readable(paths, results):
+    """Raises InputError that names the files whose result is an error."""
     bad = [(path, result) for path, result in zip(paths, results, strict=True) if isinstance(result, Exception)]
     if bad:
         shown = "; ".join(f"{path} ({error})" for path, error in bad[:20])
         more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise InputError(f"Every image file must be readable. Received {len(bad)} that are not: {shown}{more}")
-    return results
 
 
 def _stored_size(path):

@@ -62,7 +62,10 @@ def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", di
         ValueError: if labels or embeddings have another shape, labels are seen to be fractional, or another argument
             is none of those named.
     """
-    return in_batch_triplet_statistics(labels, embeddings, margin, mining, distance, average)[0]
+    average = _checked_choices(margin, mining, distance, average)
+    labels, embeddings = _checked_batch(labels, embeddings)
+    losses, active, mined = _mined_losses(labels, embeddings, margin, mining, distance)[:3]
+    return _averaged(losses, active, mined, average)
 
 
 def in_batch_triplet_statistics(labels, embeddings, margin=0.3, mining="semi_hard", distance="squared", average="auto"):
@@ -78,14 +81,7 @@ def in_batch_triplet_statistics(labels, embeddings, margin=0.3, mining="semi_har
     """
     average = _checked_choices(margin, mining, distance, average)
     labels, embeddings = _checked_batch(labels, embeddings)
-    distances = _distances(embeddings, distance)  # shape (batch, batch)
-    positives, negatives = _pairs(labels)  # each of shape (batch, batch)
-    if mining == "batch_hard":
-        losses, active, mined = _hardest(embeddings, distances, positives, negatives, margin, distance)
-    elif mining == "batch_all" and margin != "soft":
-        losses, active, mined = _all_by_sorting(distances, positives, negatives, margin)
-    else:
-        losses, active, mined = _by_positives(labels, distances, negatives, margin, mining)
+    losses, active, mined, distances, positives, negatives = _mined_losses(labels, embeddings, margin, mining, distance)
     statistics = {
         "active_triplets": active / ops.maximum(mined, 1),
         "positive_distance": _mean_where(positives, distances),
@@ -289,6 +285,19 @@ def _averaged(losses, active, mined, average):
     return losses * (ops.sum(ops.ones_like(losses)) / ops.maximum(counted, 1))
 
 
+def _mined_losses(labels, embeddings, margin, mining, distance):
+    """Losses summed for each anchor, the numbers of active and mined triplets, and the pairs that they were made of."""
+    distances = _distances(embeddings, distance)  # shape (batch, batch)
+    positives, negatives = _pairs(labels)  # each of shape (batch, batch)
+    if mining == "batch_hard":
+        sums = _hardest(embeddings, distances, positives, negatives, margin, distance)
+    elif mining == "batch_all" and margin != "soft":
+        sums = _all_by_sorting(distances, positives, negatives, margin)
+    else:
+        sums = _by_positives(labels, distances, negatives, margin, mining)
+    return *sums, distances, positives, negatives
+
+
 def _hardest(embeddings, distances, positives, negatives, margin, distance):
     """Batch-hard losses `(batch,)`, and the numbers of active and of mined triplets.
 
@@ -325,9 +334,10 @@ def _all_by_sorting(distances, positives, negatives, margin):
     negatives_before = ops.cumsum(is_negative, axis=1)  # shape (batch, batch)
     positives_before = ops.cumsum(is_positive, axis=1)
     positives_after = positives_before[:, -1:] - positives_before
-    counts = is_positive * negatives_before - is_negative * positives_after  # shape (batch, batch)
+    active_negatives = is_positive * negatives_before  # of each positive, shape (batch, batch)
+    counts = active_negatives - is_negative * positives_after  # shape (batch, batch)
 
-    active = ops.sum(is_positive * negatives_before, axis=1)  # shape (batch,)
+    active = ops.sum(active_negatives, axis=1)  # shape (batch,)
     losses = ops.sum(counts * ops.take_along_axis(distances, order, axis=1), axis=1) + margin * active
     valid = positives_before[:, -1] * negatives_before[:, -1]  # shape (batch,)
     return losses, ops.sum(active), ops.sum(valid)
@@ -338,7 +348,7 @@ def _by_positives(labels, distances, negatives, margin, mining):
 
     Every step of a loop takes one positive of each anchor: its class's next member, around the end. A distance's
     weight is its derivative: the slopes of the triplets in which it is the positive's, less those in which it is the
-    negative's. The weighted distances, and an offset without gradient, sum up to the losses.
+    negative's. The losses' values have no gradient; they get that of the weighted distances.
     """
     batch, fixed = ops.shape(labels)[0], ops.stop_gradient(distances)
     by_class = ops.argsort(labels)  # shape (batch,)
@@ -347,11 +357,12 @@ def _by_positives(labels, distances, negatives, margin, mining):
     place = ops.cast(ops.argsort(by_class), "int32")  # of each image in `by_class`, shape (batch,)
     number_of_positives = ops.where(ops.any(negatives, axis=1), end - start - 1, 0)  # shape (batch,)
     columns = ops.arange(batch, dtype="int32")
-    infinite = ops.where(negatives, fixed, float("inf"))  # shape (batch, batch)
-    farthest = ops.argmax(ops.where(negatives, fixed, -1), axis=1)[:, None]  # shape (batch, 1)
+    if mining == "semi_hard":
+        infinite = ops.where(negatives, fixed, float("inf"))  # shape (batch, batch)
+        farthest = ops.argmax(ops.where(negatives, fixed, -1), axis=1)[:, None]  # shape (batch, 1)
 
     def add_one_positive(step, sums):
-        weights, offsets, active_count, mined_count = sums
+        weights, summed, active_count, mined_count = sums
         positive = ops.take(by_class, start + (place - start + step) % (end - start))[:, None]  # shape (batch, 1)
         to_positive = ops.take_along_axis(fixed, positive, axis=1)  # shape (batch, 1)
         exists = (step <= number_of_positives)[:, None]  # shape (batch, 1)
@@ -366,13 +377,12 @@ def _by_positives(labels, distances, negatives, margin, mining):
         gap = to_positive - to_negative
         counted = ops.logical_and(mined, gap < 0) if mining == "all_semi_hard" else mined
         losses, slopes = (ops.where(counted, each, 0) for each in _loss_of_gap(gap, margin))
+        active_count = active_count + _count(_is_active(slopes, margin))
         total = ops.sum(slopes, axis=1, keepdims=True)  # shape (batch, 1)
         if mining == "semi_hard":
             slopes = ops.where(columns == ops.cast(negative, "int32"), slopes, 0)  # shape (batch, batch)
         weights = weights + ops.where(columns == ops.cast(positive, "int32"), total, 0) - slopes
-        offsets = offsets + ops.sum(losses, axis=1)
-        active_count = active_count + _count(_is_active(slopes, margin))
-        return weights, offsets, active_count, mined_count + _count(mined)
+        return weights, summed + ops.sum(losses, axis=1), active_count, mined_count + _count(mined)
 
     nothing = ops.zeros_like(fixed)
     sums = (nothing, nothing[:, 0], ops.zeros((), "float32"), ops.zeros((), "float32"))
