@@ -38,15 +38,15 @@ from triplet_loss_functions import in_batch_triplet_loss
 EMBEDDING_SIZE, MARGIN = 128, 0.3
 # Mining, batch size, classes, whether the peer is measured too, turns.
 CASES = (
-    ("batch_all", 512, 10, True, 5),
-    ("batch_all", 1024, 10, True, 3),
-    ("batch_all", 2048, 10, False, 5),
-    ("batch_all", 4096, 10, False, 3),
-    ("batch_all", 1024, 256, True, 5),
-    ("batch_hard", 1024, 10, True, 15),
-    ("batch_hard", 4096, 10, True, 5),
-    ("all_semi_hard", 1024, 256, True, 5),
-    ("semi_hard", 512, 10, True, 3),
+    ("batch_all", 512, 10, True, 15),
+    ("batch_all", 1024, 10, True, 7),
+    ("batch_all", 2048, 10, False, 9),
+    ("batch_all", 4096, 10, False, 5),
+    ("batch_all", 1024, 256, True, 15),
+    ("batch_hard", 1024, 10, True, 25),
+    ("batch_hard", 4096, 10, True, 15),
+    ("all_semi_hard", 1024, 256, True, 15),
+    ("semi_hard", 512, 10, True, 25),
 )
 
 
