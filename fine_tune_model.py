@@ -10,6 +10,8 @@ from keras import layers
 from command_line import NO_DOWNLOAD, InputError
 from keras_settings import cache_folder
 
+MOMENTUM = 0.9  # of batch normalisations that train: the share of their running statistics kept in each step
+
 
 def fine_tuned_models(
     input_shape,
@@ -27,9 +29,14 @@ def fine_tuned_models(
     `keras.saving.load_model(path)` alone. It follows `keras.config.image_data_format()`. Under a mixed precision
     policy the backbone computes in 16 bits, and everything around it in float32.
 
-    With pre-trained weights the batch normalisations keep the statistics that they came with (`trainable = False`):
-    those of small or class-balanced batches would be worse. With random weights they train, with a momentum of 0.9:
-    Keras' 0.99 takes hundreds of steps to forget the random network, in which predictions are wrong.
+    The head is a batch normalisation, a dense layer and the scaling to length 1. What a backbone ends in is mostly
+    positive and much the same for every image, so that without the batch normalisation all embeddings begin near one
+    point, where a triplet loss stays at its margin for long.
+
+    With pre-trained weights the backbone's batch normalisations keep the statistics that they came with
+    (`trainable = False`): those of small or class-balanced batches would be worse. With random weights they train. Those
+    that train, the head's among them, have a momentum of 0.9: Keras' 0.99 takes hundreds of steps to forget the first
+    statistics, and predictions are wrong for so long.
 
     Args:
         input_shape: shape of one stored image, `(3, height, width)` in channels_first.
@@ -56,6 +63,7 @@ def fine_tuned_models(
     images = keras.Input(input_shape, dtype="uint8", name="images")
     features = network(_resized_and_preprocessed(images, image_size, fit, backbone))
     features = layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(features)  # shape (batch, channels)
+    features = layers.BatchNormalization(momentum=MOMENTUM, dtype="float32", name="pooled_batch_norm")(features)
     features = layers.Dense(embedding_size, dtype="float32", name="embedding")(features)
     embeddings = layers.UnitNormalization(dtype="float32", name="unit_norm")(features)
     model = keras.Model(images, embeddings, name="embedding_model")
@@ -65,7 +73,7 @@ def fine_tuned_models(
     for layer in network.layers:
         if isinstance(layer, layers.BatchNormalization):
             if weights == "none":
-                layer.momentum = 0.9
+                layer.momentum = MOMENTUM
             else:
                 layer.trainable = False
     for layer in network.layers[:frozen_layers]:

@@ -218,7 +218,7 @@ def test_in_mixed_precision_the_backbone_alone_computes_in_16_bits(policy, dtype
     finally:
         keras.config.set_dtype_policy("float32")
     assert {layer.compute_dtype for layer in backbone_of(model).layers} == {dtype}
-    for name in ("pooling", "embedding", "unit_norm"):
+    for name in ("pooling", "pooled_batch_norm", "embedding", "unit_norm"):
         layer = model.get_layer(name)
         assert layer.compute_dtype == "float32"
         assert layer.output.dtype == "float32"
