@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import errno
 import io
 import math
 import os
@@ -17,6 +18,10 @@ NO_DOWNLOAD = (
 
 class InputError(ValueError):
     """What a user wrote cannot be used. The message is one sentence that names the constant or file."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and has written its checkpoint. Its only argument is the signal's number."""
 
 
 def _integer_from(least):
@@ -62,7 +67,9 @@ RULES = {
     "NEIGHBOURS": _integer_from(1),
     "PRECISION": _one_of("float32", "mixed_float16", "mixed_bfloat16"),
     "SEED": (int, lambda value: 0 <= value < 2**31, "a whole number from 0 to below 2**31"),
-    "RUN_FOLDER": (str, lambda value: bool(value.strip()), "the path of a folder, new or to be written again"),
+    "CHECKPOINT_MINUTES": _number_between(0, 1e6),
+    "START_AFRESH": (bool, lambda value: True, "True or False"),
+    "RUN_FOLDER": (str, lambda value: bool(value.strip()), "the path of a folder, new or of an earlier run"),
 }
 DATASET_CLASSES = {"cifar10": 10, "digits": 10}
 # Layers without the classifier, and smallest IMAGE_SIZE; other backbones are checked once Keras has built them.
@@ -119,12 +126,29 @@ def read_options(script, constants, arguments=None):
 
 
 def run(main):
-    """Runs `main` and ends the process with one sentence and exit code 2 if it raises InputError."""
+    """Runs `main`, and ends the process in one sentence where it stops early.
+
+    The exit code is 2 for InputError and for a full disk, 128 and the signal's number for Ctrl-C and SIGTERM.
+    """
+    name = Path(sys.argv[0]).name
     try:
         return main()
     except InputError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"{name}: {error}", file=sys.stderr)
+        code = 2
+    except Interrupted as error:
+        print("Stopped, and everything saved: the same command goes on from here.", file=sys.stderr)
+        code = 128 + error.args[0]
+    except KeyboardInterrupt:
+        print("Stopped: the same command goes on from the last checkpoint, if there is one.", file=sys.stderr)
+        code = 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{name}: `RUN_FOLDER` must be on a disk with room left. Received: {error}", file=sys.stderr)
+        code = 2
+    sys.stdout.flush()
+    sys.exit(code)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -204,11 +228,6 @@ def _check_together(values):
         raise InputError(
             f"`CLASSES_PER_BATCH` must not be above the number of classes, {classes} in {values['DATASET']!r}. "
             f"Received: {values['CLASSES_PER_BATCH']}"
-        )
-    if os.path.exists(os.path.join(values["RUN_FOLDER"], "report.txt")):
-        raise InputError(
-            f"`RUN_FOLDER` must not hold a finished run, so that no result is lost: {values['RUN_FOLDER']!r} does; "
-            "name another with --run-folder, or remove it."
         )
 
 

@@ -34,9 +34,9 @@ def fine_tuned_models(
     point, where a triplet loss stays at its margin for long.
 
     With pre-trained weights the backbone's batch normalisations keep the statistics that they came with
-    (`trainable = False`): those of small or class-balanced batches would be worse. With random weights they train. Those
-    that train, the head's among them, have a momentum of 0.9: Keras' 0.99 takes hundreds of steps to forget the first
-    statistics, and predictions are wrong for so long.
+    (`trainable = False`): those of small or class-balanced batches would be worse. With random weights they train.
+    Those that train, the head's among them, have a momentum of 0.9: Keras' 0.99 takes hundreds of steps to forget the
+    first statistics, and predictions are wrong for so long.
 
     Args:
         input_shape: shape of one stored image, `(3, height, width)` in channels_first.

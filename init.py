@@ -10,10 +10,10 @@
 
 import json
 import sys
-from pathlib import Path
 
 import command_line
 import keras_settings
+import run_folder
 
 # ------------------------------------------------------------------------------------------------------------------
 # Data
@@ -41,13 +41,23 @@ WARM_UP = 0.1  # share of the steps in which the learning rate rises, before it 
 NEIGHBOURS = 5  # nearest training images that vote for a test image's class
 PRECISION = "mixed_float16"  # "mixed_float16", "mixed_bfloat16" (GPUs since Ampere), or "float32" (any CPU)
 SEED = 0  # of the split, the weights, the batches and the augmentation
+CHECKPOINT_MINUTES = 5.0  # between checkpoints; the same command goes on from the last one, whatever stopped it
+START_AFRESH = False  # True removes the run in RUN_FOLDER, finished or not, and begins it again
 RUN_FOLDER = "run"  # where the model, the report and the figures go
 # ------------------------------------------------------------------------------------------------------------------
 
 
 def read_constants():
     globals().update(command_line.read_options(__file__, globals()))
+    finished = "" if START_AFRESH else run_folder.finished_report(RUN_FOLDER, constants())
+    if finished:
+        print(f"The run in {RUN_FOLDER} is finished; --start-afresh True trains again.\n\n{finished}")
+        sys.exit(0)
     keras_settings.apply()
+
+
+def constants():
+    return {name: globals()[name] for name in command_line.RULES}
 
 
 if __name__ == "__main__":
@@ -62,12 +72,13 @@ import image_data
 import nearest_neighbours
 from fine_tune_model import fine_tuned_models, triplet_model
 from training_batches import Batches, classes_and_images, in_order, random_triplets
-from training_callbacks import NearestNeighbourAccuracy, NewEpoch
+from training_callbacks import HistoryFile, NearestNeighbourAccuracy
+from training_checkpoints import Checkpoints
 from triplet_loss_functions import InBatchTripletLoss, MergeTripletLoss
 
 
 def main():
-    run_folder = new_run_folder()
+    folder = run_folder.begin(RUN_FOLDER, constants(), START_AFRESH)
     keras.utils.set_random_seed(SEED)
     keras.config.set_dtype_policy(PRECISION)
     batch_size = CLASSES_PER_BATCH * IMAGES_PER_CLASS
@@ -87,8 +98,11 @@ def main():
     def evaluate(features):
         return nearest_neighbours.evaluate(features(train), train.labels, features(test), test.labels, NEIGHBOURS)
 
-    print("Predicting the test images' classes from raw pixels, and from the network before training ...")
-    scores = {"raw pixels": evaluate(image_data.raw_pixels)[1], "before training": evaluate(embed)[1]}
+    def controls():
+        print("Predicting the test images' classes from raw pixels, and from the network before training ...")
+        return {"raw pixels": evaluate(image_data.raw_pixels)[1], "before training": evaluate(embed)[1]}
+
+    scores = run_folder.remembered(folder / "controls.json", controls)
 
     # Train with one of the two triplet losses; keep the weights of the best epoch.
     if TRIPLET_LOSS == "in_batch":
@@ -98,14 +112,21 @@ def main():
         plan = random_triplets(train.labels, batch_size // 3)
         trained, loss = triplet_model(model), MergeTripletLoss(MARGIN)
     batches = Batches(train, plan, SEED, AUGMENT)
-    trained.compile(keras.optimizers.Adam(learning_rate(EPOCHS * len(batches))), loss, metrics=loss.metrics())
-    check = NearestNeighbourAccuracy(
-        model, embed, image_data.sample(train, len(validation.labels), SEED), validation, NEIGHBOURS, run_folder
+    metrics = loss.metrics()
+    trained.compile(keras.optimizers.Adam(learning_rate(EPOCHS * len(batches))), loss, metrics=metrics)
+    references = image_data.sample(train, len(validation.labels), SEED)
+    check = NearestNeighbourAccuracy(model, embed, references, validation, NEIGHBOURS)
+    history = HistoryFile(folder / "history.csv")
+    checkpoints = Checkpoints(
+        trained, metrics, batches, {"check": check, "history": history}, folder, CHECKPOINT_MINUTES
     )
-    log = keras.callbacks.CSVLogger(run_folder / "history.csv")
+    checkpoints.restore()
+    callbacks = [keras.callbacks.TerminateOnNaN(), check, history, checkpoints]
     verbose = 1 if sys.stdout.isatty() else 2
-    callbacks = [NewEpoch(batches), keras.callbacks.TerminateOnNaN(), check, log]
-    history = trained.fit(batches, epochs=EPOCHS, shuffle=False, callbacks=callbacks, verbose=verbose).history
+    with checkpoints.told_of_signals():
+        while checkpoints.going_on(EPOCHS):
+            epochs = {"initial_epoch": batches.epoch, "epochs": EPOCHS}
+            trained.fit(batches, **epochs, shuffle=False, callbacks=callbacks, verbose=verbose)
     check.load_best_weights()
 
     # Predict the classes of the test images by nearest neighbour on the embeddings.
@@ -115,28 +136,14 @@ def main():
     )
 
     # Save everything, and say how well it did.
-    model.save(run_folder / "embedding_model.keras")
-    np.savez(run_folder / "references.npz", embeddings=references, labels=train.labels, class_names=class_names)
+    model.save(folder / "embedding_model.keras")
+    np.savez(folder / "references.npz", embeddings=references, labels=train.labels, class_names=class_names)
     _, nearest = nearest_neighbours.nearest(references, queries, min(8, len(references)))
-    figures.training_curves(history, run_folder / "training_curves.png")
-    figures.confusion_matrix(test.labels, predicted, class_names, run_folder / "confusion_matrix.png")
-    figures.embedding_map(queries, test.labels, class_names, run_folder / "embedding_map.png", SEED)
-    figures.neighbour_page(test, predicted, train, nearest, class_names, run_folder / "neighbours.png", SEED)
-    report(scores, test.labels, predicted, class_names, run_folder)
-
-
-def new_run_folder():
-    """Makes RUN_FOLDER, and writes the constants into it."""
-    run_folder = Path(RUN_FOLDER)
-    constants = {name: globals()[name] for name in command_line.RULES}
-    try:
-        run_folder.mkdir(parents=True, exist_ok=True)
-        (run_folder / "constants.json").write_text(json.dumps(constants, indent=4) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise command_line.InputError(
-            f"`RUN_FOLDER` must be a folder that can be written. Received: {error}"
-        ) from error
-    return run_folder
+    figures.training_curves(history.columns(), folder / "training_curves.png")
+    figures.confusion_matrix(test.labels, predicted, class_names, folder / "confusion_matrix.png")
+    figures.embedding_map(queries, test.labels, class_names, folder / "embedding_map.png", SEED)
+    figures.neighbour_page(test, predicted, train, nearest, class_names, folder / "neighbours.png", SEED)
+    report(scores, test.labels, predicted, class_names, folder)
 
 
 def say_what_was_loaded(train, validation, test, class_names):
@@ -182,7 +189,7 @@ def learning_rate(steps):
     )
 
 
-def report(scores, labels, predicted, class_names, run_folder):
+def report(scores, labels, predicted, class_names, folder):
     """Prints the scores and writes them into RUN_FOLDER, last of all its files."""
     columns = list(scores["after training"])
     lines = [" " * 16 + "".join(f"{column:>11}" for column in columns)]
@@ -193,9 +200,10 @@ def report(scores, labels, predicted, class_names, run_folder):
     )
     text = f"Test images, by the vote of {NEIGHBOURS} neighbours among the training images\n\n" + "\n".join(lines)
     text = f"{text}\n\nAfter training, for each class\n\n{per_class}"
-    print(f"\n{text}\nThe model, its reference embeddings, this report and four figures are in {run_folder}/")
-    (run_folder / "report.json").write_text(json.dumps(scores, indent=4) + "\n", encoding="utf-8")
-    (run_folder / "report.txt").write_text(text, encoding="utf-8")
+    print(f"\n{text}\nThe model, its reference embeddings, this report and four figures are in {folder}/")
+    run_folder.write_whole(folder / "report.json", json.dumps(scores, indent=4) + "\n")
+    run_folder.write_whole(folder / "report.txt", text)
+    run_folder.remove_checkpoints(folder)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ class Batches(keras.utils.PyDataset):
         self.data, self.plan, self.seed, self.augment = data, plan, seed, augment
         self.start_epoch(0)
 
-    def start_epoch(self, epoch):
-        """Makes the plan of an epoch, counted from 0."""
-        self.epoch = epoch
-        self.batches = self.plan(np.random.default_rng((self.seed, 2, epoch)))
+    def start_epoch(self, epoch, first_batch=0):
+        """Makes the plan of an epoch, or of what is left of it from a batch on, both counted from 0."""
+        self.epoch, self.first_batch = epoch, first_batch
+        self.batches = self.plan(np.random.default_rng((self.seed, 2, epoch)))[first_batch:]
 
     def __len__(self):
         return len(self.batches)
@@ -39,7 +39,7 @@ class Batches(keras.utils.PyDataset):
         indices = self.batches[number]
         images = self.data.images[indices]
         if self.augment != "none":
-            generator = np.random.default_rng((self.seed, 3, self.epoch, number))
+            generator = np.random.default_rng((self.seed, 3, self.epoch, self.first_batch + number))
             single = images.reshape(-1, *images.shape[-3:])
             images = _augmented(single, self.augment == "shift_flip", generator).reshape(images.shape)
         labels = self.data.labels[indices]

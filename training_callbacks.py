@@ -5,17 +5,36 @@ import numpy as np
 
 from command_line import InputError
 from nearest_neighbours import predict_classes
+from run_folder import write_whole
 
 
-class NewEpoch(keras.callbacks.Callback):
-    """Has `Batches` make the plan of the epoch that begins, also when training goes on in a later one."""
+class HistoryFile(keras.callbacks.Callback):
+    """Keeps each epoch's logs, and writes them as CSV after each epoch.
 
-    def __init__(self, batches):
+    Args:
+        path: `pathlib.Path` of the file to write.
+    """
+
+    def __init__(self, path):
         super().__init__()
-        self.batches = batches
+        self.path, self.rows = path, []
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.batches.start_epoch(epoch)
+    def on_epoch_end(self, epoch, logs=None):
+        self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in (logs or {}).items()}})
+        lines = [",".join(self.rows[0]), *(",".join(str(value) for value in row.values()) for row in self.rows)]
+        write_whole(self.path, "\n".join(lines) + "\n")
+
+    def columns(self):
+        """The values of each quantity, epoch by epoch, as a dict of lists."""
+        return {name: [row[name] for row in self.rows if name in row] for name in (self.rows or [{}])[0]}
+
+    def state(self):
+        """What a checkpoint keeps."""
+        return {"rows": list(self.rows)}
+
+    def set_state(self, state):
+        """Goes on from what a checkpoint kept."""
+        self.rows = list(state["rows"])
 
 
 class NearestNeighbourAccuracy(keras.callbacks.Callback):
@@ -33,15 +52,14 @@ class NearestNeighbourAccuracy(keras.callbacks.Callback):
         references: `Images` of known class.
         validation: `Images` to predict.
         neighbours: int, how many references vote.
-        folder: `pathlib.Path` of the folder to write `best.weights.h5` into.
     """
 
-    def __init__(self, embedding_model, embed, references, validation, neighbours, folder):
+    def __init__(self, embedding_model, embed, references, validation, neighbours):
         super().__init__()
         self.embedding_model, self.embed = embedding_model, embed
         self.references, self.validation = references, validation
         self.neighbours = min(neighbours, len(references.labels))
-        self.best_weights, self.best_accuracy = folder / "best.weights.h5", None
+        self.best_weights, self.best_accuracy = [], None
 
     def on_epoch_end(self, epoch, logs=None):
         model = self.model  # on JAX, asking for the model brings its weights up to date
@@ -56,7 +74,7 @@ class NearestNeighbourAccuracy(keras.callbacks.Callback):
             logs["val_accuracy"] = accuracy
         if self.best_accuracy is None or accuracy >= self.best_accuracy:
             self.best_accuracy = accuracy
-            self.embedding_model.save_weights(self.best_weights)
+            self.best_weights = self.embedding_model.get_weights()
 
     def load_best_weights(self):
         """Gives the model the best epoch's weights.
@@ -66,4 +84,14 @@ class NearestNeighbourAccuracy(keras.callbacks.Callback):
         """
         if self.best_accuracy is None:
             raise InputError("`LEARNING_RATE` must be lower: no epoch ended in finite embeddings.")
-        self.embedding_model.load_weights(self.best_weights)
+        self.embedding_model.set_weights(self.best_weights)
+
+    def state(self):
+        """What a checkpoint keeps."""
+        weights = {str(number): array for number, array in enumerate(self.best_weights)}
+        return {"best_accuracy": self.best_accuracy, **weights}
+
+    def set_state(self, state):
+        """Goes on from what a checkpoint kept."""
+        self.best_accuracy = state["best_accuracy"]
+        self.best_weights = [state[str(number)] for number in range(len(state) - 1)]

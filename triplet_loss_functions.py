@@ -325,7 +325,8 @@ def _all_by_sorting(distances, positives, negatives, margin):
     # As integers that sort alike (IEEE 754), with room for one more bit: at equal keys, when the loss is 0 and the
     # triplet not active, a positive comes before a negative.
     integer, half = ("int64", 2**62) if keras.backend.standardize_dtype(keys.dtype) == "float64" else ("int32", 2**30)
-    keys = 2 * (ops.view(keys, integer) - half) + ops.cast(negatives, integer)
+    integers = ops.reshape(ops.view(ops.reshape(keys, (-1, 1)), integer), ops.shape(keys))  # `view` wants a known axis
+    keys = 2 * (integers - half) + ops.cast(negatives, integer)
     order = ops.argsort(keys, axis=1)  # shape (batch, batch)
 
     kinds = ops.cast(positives, fixed.dtype) - ops.cast(negatives, fixed.dtype)

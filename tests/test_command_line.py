@@ -44,6 +44,8 @@ CASES = {
     "NEIGHBOURS": (["0", "-5", "5.5"], ["1", "50"], ["whole number", "1"]),
     "PRECISION": (["float16", "16"], ["float32", "mixed_float16", "mixed_bfloat16"], ["float32", "mixed_bfloat16"]),
     "SEED": (["-1", str(2**31), "0.5"], ["0", str(2**31 - 1)], ["from 0", "2**31"]),
+    "CHECKPOINT_MINUTES": (["0", "-5", "inf", "soon"], ["0.1", "60"], ["above 0"]),
+    "START_AFRESH": (["yes", "1", ""], ["True", "false"], ["True", "False"]),
     "RUN_FOLDER": (["", "  "], ["runs/second", "my run"], ["folder"]),
 }
 
@@ -167,15 +169,6 @@ def test_a_folder_without_two_classes_is_told(folders, tmp_path):
     (tmp_path / "images").mkdir(exist_ok=True)
     with pytest.raises(InputError, match=f"`DATASET` must .* two classes.*which has {min(len(folders), 1)}"):
         read("--dataset", "images", "--classes-per-batch", "2")
-
-
-def test_the_folder_of_a_finished_run_is_refused_and_that_of_a_broken_off_one_is_not(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "history.csv").write_text("epoch\n")
-    assert read("--run-folder", "mine")["RUN_FOLDER"] == "mine"
-    (tmp_path / "mine" / "report.txt").write_text("done")
-    with pytest.raises(InputError, match=r"`RUN_FOLDER` must not hold a finished run.*'mine'"):
-        read("--run-folder", "mine")
 
 
 def test_a_wrong_value_ends_the_script_with_one_line_before_keras_is_imported(tmp_path):

@@ -69,7 +69,7 @@ def test_a_run_folder_holds_everything(finished):
     assert constants["EPOCHS"] == 3 and constants["BACKBONE"] == "VGG16" and constants["MARGIN"] == 0.3
     with open(run / "history.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert {"loss", "active_triplets", "positive_distance", "negative_distance", "val_accuracy"} <= set(rows[0])
     for name in ("training_curves", "confusion_matrix", "embedding_map", "neighbours"):
         with Image.open(run / f"{name}.png") as figure:
@@ -101,13 +101,22 @@ def test_the_readme_tells_how_to_classify_new_images(finished):
     assert [re.search(rf"000\.png {name}$", done.stdout, re.MULTILINE) is not None for name in COLOURS] == [True] * 3
 
 
-def test_a_finished_run_is_not_written_over(finished):
+def test_a_finished_run_is_shown_and_not_trained_again(finished):
     place, _ = finished
-    before = (place / "run" / "report.txt").stat().st_mtime_ns
-    done = run_script("--dataset", "pictures", *SMALL, cwd=place)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "`RUN_FOLDER` must not hold a finished run" in done.stderr
-    assert (place / "run" / "report.txt").stat().st_mtime_ns == before
+    before = {path.name: path.stat().st_mtime_ns for path in (place / "run").iterdir()}
+    done = run_script("--dataset", "pictures", "--epochs", 3, *SMALL, cwd=place)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "is finished; --start-afresh True" in done.stdout
+    assert (place / "run" / "report.txt").read_text(encoding="utf-8").strip() in done.stdout
+    assert {path.name: path.stat().st_mtime_ns for path in (place / "run").iterdir()} == before
+
+
+def test_a_run_with_other_constants_is_refused(finished):
+    place, _ = finished
+    done = run_script("--dataset", "pictures", "--epochs", 4, "--margin", 0.5, *SMALL, cwd=place)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "EPOCHS 3 there, 4 now; MARGIN 0.3 there, 0.5 now" in done.stderr
+    assert "LEARNING_RATE" not in done.stderr
 
 
 def test_the_merge_loss_trains_and_predicts_on_a_folder_split_by_its_owner(tmp_path):
@@ -121,7 +130,7 @@ def test_the_merge_loss_trains_and_predicts_on_a_folder_split_by_its_owner(tmp_p
     scores = json.loads((tmp_path / "other" / "report.json").read_text())
     assert scores["after training"]["accuracy"] >= 0.9
     goes_on = run_script(
-        "--dataset", "pictures", *SMALL, "--weights", "other/best.weights.h5", "--epochs", 1, cwd=tmp_path
+        "--dataset", "pictures", *SMALL, "--weights", "other/embedding_model.keras", "--epochs", 1, cwd=tmp_path
     )
     assert goes_on.returncode == 0, goes_on.stderr
     again = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -9,7 +9,6 @@ import pytest
 
 from image_data import Images
 from training_batches import Batches, classes_and_images, in_order, random_triplets
-from training_callbacks import NewEpoch
 
 PLANS = {
     "classes": lambda labels: classes_and_images(labels, 3, 4),
@@ -174,8 +173,20 @@ def test_fit_and_predict_are_fed_as_planned():
     model = keras.Sequential([flat, keras.layers.Dense(1)])
     model.compile("sgd", loss, run_eagerly=True)
     shuffled = Batches(data, lambda generator: list(generator.permutation(60).reshape(-1, 5)), 6, "shift_flip")
-    model.fit(shuffled, epochs=3, shuffle=False, verbose=0, callbacks=[NewEpoch(shuffled)])
+    plan = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: shuffled.start_epoch(epoch))
+    model.fit(shuffled, epochs=3, shuffle=False, verbose=0, callbacks=[plan])
     for epoch in range(3):
         shuffled.start_epoch(epoch)
         assert fed[12 * epoch : 12 * (epoch + 1)] == [batch.tolist() for batch in shuffled.batches]
     assert len(fed) == 36
+
+
+def test_the_rest_of_an_epoch_is_what_the_whole_epoch_would_have_given():
+    data = plain(np.arange(40))
+    whole, rest = (Batches(data, in_order(40, 4), 3, "shift_flip") for _ in range(2))
+    whole.start_epoch(2)
+    rest.start_epoch(2, first_batch=7)
+    assert len(rest) == 3
+    for number in range(3):
+        for expected, given in zip(whole[7 + number], rest[number], strict=True):
+            np.testing.assert_array_equal(given, expected)

@@ -1,4 +1,4 @@
-"""New batches for each epoch, and the nearest-neighbour check that keeps the best weights."""
+"""The nearest-neighbour check that keeps the best weights."""
 
 import keras
 import numpy as np
@@ -6,21 +6,20 @@ import pytest
 
 from command_line import InputError
 from image_data import Images
-from training_batches import Batches, classes_and_images
-from training_callbacks import NearestNeighbourAccuracy, NewEpoch
+from training_callbacks import NearestNeighbourAccuracy
 
 
 def tiny_model():
     return keras.Sequential([keras.Input((3, 2, 2), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(2)])
 
 
-def checked(folder, epochs):
+def checked(epochs):
     """Runs the check over epochs whose validation embeddings are given; returns it and each epoch's logs."""
     references = Images(None, np.array([0, 1]))
     validation = Images(None, np.array([0, 0, 1, 1]))
     current = {}
     model = tiny_model()
-    check = NearestNeighbourAccuracy(model, lambda data: current[len(data.labels)], references, validation, 1, folder)
+    check = NearestNeighbourAccuracy(model, lambda data: current[len(data.labels)], references, validation, 1)
     model.stop_training = False
     check.set_model(model)
     logs = []
@@ -32,15 +31,15 @@ def checked(folder, epochs):
     return check, logs
 
 
-def test_the_latest_of_the_best_epochs_is_kept(tmp_path):
-    check, logs = checked(tmp_path, [[1, 1, 1, 0], [0, 0, 1, 0], [1, 0, 1, 1], [0, 1, 0, 0]])
+def test_the_latest_of_the_best_epochs_is_kept():
+    check, logs = checked([[1, 1, 1, 0], [0, 0, 1, 0], [1, 0, 1, 1], [0, 1, 0, 0]])
     assert [each["val_accuracy"] for each in logs] == [0.25, 0.75, 0.75, 0.25]
     check.load_best_weights()
     assert check.model.get_weights()[0][0, 0] == 2
 
 
-def test_embeddings_that_are_not_finite_stop_training_and_keep_the_best(tmp_path, capsys):
-    check, logs = checked(tmp_path, [[0, 0, 1, 1], [np.nan, 0, 1, 1]])
+def test_embeddings_that_are_not_finite_stop_training_and_keep_the_best(capsys):
+    check, logs = checked([[0, 0, 1, 1], [np.nan, 0, 1, 1]])
     assert check.model.stop_training
     assert "val_accuracy" not in logs[1]
     assert "LEARNING_RATE" in capsys.readouterr().out
@@ -48,31 +47,7 @@ def test_embeddings_that_are_not_finite_stop_training_and_keep_the_best(tmp_path
     assert check.model.get_weights()[0][0, 0] == 0
 
 
-def test_without_a_finite_epoch_there_is_nothing_to_keep(tmp_path):
-    check, _ = checked(tmp_path, [[np.inf, 0, 1, 1]])
+def test_without_a_finite_epoch_there_is_nothing_to_keep():
+    check, _ = checked([[np.inf, 0, 1, 1]])
     with pytest.raises(InputError, match="`LEARNING_RATE` must be lower"):
         check.load_best_weights()
-
-
-def test_fit_sees_the_plan_of_each_epoch_in_order():
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (12, 3, 2, 2)).astype("uint8")
-    images[:, 0, 0, 0] = np.arange(12)
-    batches = Batches(Images(images, np.arange(12) % 3), classes_and_images(np.arange(12) % 3, 3, 2), seed=5)
-    seen = []
-
-    class Seen(Batches):
-        def __getitem__(self, number):
-            given = super().__getitem__(number)
-            seen.append((self.epoch, number, tuple(given[0][:, 0, 0, 0])))
-            return given
-
-    watched = Seen(batches.data, batches.plan, seed=5)
-    model = tiny_model()
-    model.compile("sgd", lambda labels, outputs: keras.ops.mean(outputs * 0, axis=1), jit_compile=False)
-    model.fit(watched, epochs=3, shuffle=False, verbose=0, callbacks=[NewEpoch(watched)])
-    for epoch in range(3):
-        batches.start_epoch(epoch)
-        expected = {(epoch, number, tuple(indices)) for number, indices in enumerate(batches.batches)}
-        assert expected <= set(seen)
-    assert len({plan for _, _, plan in seen}) > 4

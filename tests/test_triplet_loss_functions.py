@@ -445,6 +445,35 @@ def test_a_compiled_model_with_the_loss_is_saved_and_loaded(loss, tmp_path):
     assert again.settings == loss.settings
 
 
+class Uneven(keras.utils.PyDataset):
+    """Batches of sizes that are not known when the training step is traced."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, number):
+        return self.batches[number]
+
+
+@pytest.mark.parametrize("margin", [0.3, "soft"])
+@pytest.mark.parametrize("mining", losses.MINING)
+def test_fit_on_batches_of_unknown_size_sees_the_same_losses(mining, margin):
+    generator = np.random.default_rng(0)
+    batches = [
+        (generator.normal(size=(size, 3)).astype("float32"), generator.integers(0, 3, size)) for size in (7, 12, 1, 9)
+    ]
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Identity()])
+    loss = InBatchTripletLoss(margin, mining)
+    model.compile(keras.optimizers.SGD(0.0), loss, metrics=loss.metrics())
+    found = model.fit(Uneven(batches), shuffle=False, verbose=0).history["loss"][0]
+    expected = [len(labels) * loop_loss(labels, embeddings, margin, mining) for embeddings, labels in batches]
+    assert found == pytest.approx(sum(expected) / (7 + 12 + 1 + 9), rel=1e-5)
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("mining", [*losses.MINING, "merge"])
 def test_fit_lowers_the_loss_and_reports_the_statistics(mining, jit_compile):

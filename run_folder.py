@@ -1,0 +1,146 @@
+"""The folder of a run: begun once, by one process at a time, with constants that stay; its files whole or not there."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from command_line import InputError
+
+# Constants that may change between two commands of one run.
+FREE = ("RUN_FOLDER", "START_AFRESH", "CHECKPOINT_MINUTES")
+AFRESH = "name another with --run-folder, or begin it again with --start-afresh True"
+_locks = []  # open as long as the process lives
+
+
+def finished_report(folder, constants):
+    """The report of the finished run in a folder, or `""`.
+
+    Args:
+        folder: path of the run folder, which need not exist.
+        constants: dict of the constants of the command.
+
+    Returns:
+        str.
+
+    Raises:
+        InputError: if the folder holds a run, finished or not, with other constants; it names those that differ.
+    """
+    folder = Path(folder)
+    try:
+        begun = json.loads((folder / "constants.json").read_text(encoding="utf-8"))
+        report = (folder / "report.txt").read_text(encoding="utf-8") if (folder / "report.txt").exists() else ""
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"`RUN_FOLDER` must hold a run that can be read, or be new. Received: {str(folder)!r} ({error}); {AFRESH}."
+        ) from error
+    differing = [
+        f"{name} {begun.get(name)!r} there, {constants.get(name)!r} now"
+        for name in sorted({*begun, *constants} - set(FREE))
+        if begun.get(name) != constants.get(name)
+    ]
+    if differing:
+        raise InputError(
+            f"`RUN_FOLDER` {str(folder)!r} holds a run begun with other constants ({'; '.join(differing)}); {AFRESH}."
+        )
+    return report
+
+
+def begin(folder, constants, afresh):
+    """Makes a run folder, keeps other processes out of it, and writes the constants into it.
+
+    Args:
+        folder: path.
+        constants: dict of the constants, to be written as JSON.
+        afresh: bool, whether a run in the folder is removed first: its checkpoints, results and constants.
+
+    Returns:
+        `pathlib.Path` of the folder.
+
+    Raises:
+        InputError: if it cannot be written, or another process runs in it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+        if afresh:
+            for name in ("report.txt", "report.json", "constants.json", "controls.json", "history.csv"):
+                (folder / name).unlink(missing_ok=True)
+            remove_checkpoints(folder)
+        write_whole(folder / "constants.json", json.dumps(constants, indent=4) + "\n")
+    except BlockingIOError as error:
+        raise InputError(
+            f"`RUN_FOLDER` must not be in use by another process; one runs in {str(folder)!r}. Wait, or name another."
+        ) from error
+    except OSError as error:
+        raise InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {error}") from error
+    return folder
+
+
+def checkpoints(folder):
+    """Paths of a run's checkpoints, newest first."""
+    return sorted(Path(folder).glob("checkpoint-*.npz"), reverse=True)
+
+
+def remove_checkpoints(folder, kept=0):
+    """Removes all checkpoints of a run but the newest `kept`."""
+    for path in checkpoints(folder)[kept:]:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written_whole(path):
+    """Opens a binary file to write that gets its name only when it is whole and on the disk."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        if os.name == "posix":  # the rename itself, too
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path, text):
+    """Writes a text file whole, or not at all."""
+    with written_whole(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def remembered(path, compute):
+    """What was computed once and written as JSON at `path`, else what `compute()` gives, written there."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        values = compute()
+        write_whole(path, json.dumps(values, indent=4) + "\n")
+        return values
+
+
+def _lock(folder):
+    """Locks a folder until the process ends, however it ends; raises BlockingIOError if another process has it."""
+    file = open(folder / ".lock", "a+b")
+    if os.name == "posix":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(str(error)) from error
+    _locks.append(file)

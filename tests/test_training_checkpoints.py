@@ -1,0 +1,208 @@
+"""Training that is killed at any batch and goes on ends where it would have ended, bit for bit."""
+
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+
+from command_line import InputError, Interrupted
+from image_data import Images
+from run_folder import checkpoints as stored
+from training_batches import Batches, classes_and_images
+from training_callbacks import HistoryFile, NearestNeighbourAccuracy
+from training_checkpoints import Checkpoints
+from triplet_loss_functions import InBatchTripletLoss
+
+EPOCHS, BATCHES = 3, 5
+ALWAYS, NEVER = 1e-9, 1e6  # minutes
+
+
+class Killed(Exception):
+    """Stands for the end of a process; nothing of ours handles it."""
+
+
+class Kill(keras.callbacks.Callback):
+    """Breaks training off after so many batches, as if the process had died."""
+
+    def __init__(self, after, action):
+        super().__init__()
+        self.left, self.action = after, action
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            self.action()
+
+
+def images(count=30, seed=0):
+    labels = np.arange(count) % 3
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 200, (count, 3, 8, 8)) + 20 * labels[:, None, None, None]
+    return Images(pixels.astype("uint8"), labels.astype("int32"))
+
+
+def train(folder, kill_after=None, minutes=ALWAYS, data=None, action=None, width=6):
+    """Trains in a run folder, or goes on in it; returns the weights, the history and the best weights."""
+
+    def die():
+        raise Killed
+
+    keras.utils.set_random_seed(7)
+    data = data or images()
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((3, 8, 8), dtype="uint8"),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(width, 3, data_format="channels_first"),
+            layers.BatchNormalization(axis=1),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dropout(0.3),  # whose random state must be kept too
+            layers.Dense(4),
+            layers.UnitNormalization(),
+        ]
+    )
+    loss = InBatchTripletLoss(0.3, "batch_all")
+    metrics = loss.metrics()
+    jit = keras.backend.backend() == "jax"
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=metrics, jit_compile=jit)
+    batches = Batches(data, classes_and_images(data.labels, 3, 2), 5, "shift_flip")
+    assert len(batches) == BATCHES
+
+    def embed(part):
+        return model.predict(part.images, verbose=0)
+
+    check = NearestNeighbourAccuracy(model, embed, data, images(12, seed=1), 3)
+    history = HistoryFile(folder / "history.csv")
+    checkpoints = Checkpoints(model, metrics, batches, {"check": check, "history": history}, folder, minutes)
+    checkpoints.restore()
+    kill = Kill(kill_after, action or die) if kill_after else keras.callbacks.Callback()
+    with checkpoints.told_of_signals():
+        while checkpoints.going_on(EPOCHS):
+            model.fit(
+                batches,
+                initial_epoch=batches.epoch,
+                epochs=EPOCHS,
+                shuffle=False,
+                verbose=0,
+                callbacks=[check, history, checkpoints, kill],
+            )
+    return model.get_weights(), history.rows, check.best_weights
+
+
+def assert_same(first, second):
+    for left, right in zip(first[0] + first[2], second[0] + second[2], strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert first[1] == second[1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("whole"), minutes=NEVER)
+
+
+@pytest.mark.parametrize("kill_after", [1, 4, 5, 6, 9, 12, 14])
+def test_a_killed_training_goes_on_bit_for_bit(kill_after, uninterrupted, tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, kill_after)
+    assert_same(train(tmp_path), uninterrupted)
+
+
+def test_a_training_killed_again_and_again_goes_on_bit_for_bit(uninterrupted, tmp_path):
+    for kill_after in (2, 1, 3, 3):
+        with pytest.raises(Killed):
+            train(tmp_path, kill_after)
+    assert_same(train(tmp_path), uninterrupted)
+
+
+def test_without_a_checkpoint_training_begins_again(uninterrupted, tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, 3, minutes=NEVER)
+    assert stored(tmp_path) == []
+    assert_same(train(tmp_path), uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kill_after", [3, 5])
+def test_a_signal_ends_training_with_a_checkpoint(number, kill_after, uninterrupted, tmp_path):
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as told:
+        train(tmp_path, kill_after, minutes=NEVER, action=lambda: os.kill(os.getpid(), number))
+    assert told.value.args == (number,)
+    assert len(stored(tmp_path)) == 1
+    assert signal.getsignal(number) == before
+    assert_same(train(tmp_path, minutes=NEVER), uninterrupted)
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "cut off":
+        content = content[: len(content) // 2]
+    elif how == "empty":
+        content = b""
+    else:
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut off", "empty", "one bit wrong"])
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(how, uninterrupted, tmp_path, capsys):
+    with pytest.raises(Killed):
+        train(tmp_path, 8)
+    newest, before = stored(tmp_path)
+    damage(newest, how)
+    assert_same(train(tmp_path), uninterrupted)
+    told = capsys.readouterr().out
+    assert f"{newest} is damaged" in told and f"from {before}" in told
+
+
+def test_with_all_checkpoints_damaged_nothing_is_begun(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, 8)
+    for path in stored(tmp_path):
+        damage(path, "cut off")
+    with pytest.raises(InputError, match=r"`RUN_FOLDER` must have a whole checkpoint.*--start-afresh True"):
+        train(tmp_path)
+
+
+def test_other_images_or_another_network_are_refused(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, 3)
+    with pytest.raises(InputError, match="`DATASET` must hold the images"):
+        train(tmp_path, data=images(seed=9))
+    with pytest.raises(InputError, match="`RUN_FOLDER` must be of the same network"):
+        train(tmp_path, width=7)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(uninterrupted, tmp_path, monkeypatch):
+    with pytest.raises(Killed):
+        train(tmp_path, 4)
+    kept = [path.name for path in stored(tmp_path)]
+
+    def full(*given, **named):
+        given[0].write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", full)
+        with pytest.raises(InputError, match=r"No space left on device.*checkpoint before it is whole"):
+            train(tmp_path)
+    assert [path.name for path in stored(tmp_path)] == kept
+    assert not list(tmp_path.glob(".*.part"))
+    assert_same(train(tmp_path), uninterrupted)
+
+
+def test_weights_that_are_not_finite_are_never_stored(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, 2)
+    kept = [path.read_bytes() for path in stored(tmp_path)]
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.set_weights([np.full((2, 1), np.nan), np.zeros(1)])
+    batches = Batches(images(), classes_and_images(images().labels, 3, 2))
+    Checkpoints(model, [], batches, {}, tmp_path, ALWAYS).save(2, 0)
+    assert [path.read_bytes() for path in stored(tmp_path)] == kept

@@ -1,0 +1,196 @@
+"""Training that can be killed at any moment: checkpoints that are whole, and going on from them bit for bit."""
+
+import contextlib
+import io
+import json
+import signal
+import threading
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from command_line import InputError, Interrupted
+from run_folder import checkpoints, remove_checkpoints, written_whole
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Writes everything that training depends on into checkpoints, and restores it.
+
+    A checkpoint holds the variables of the model (weights, batch normalisation, random states), of the optimizer and
+    of the epoch's metrics; the epoch and batch to go on with; and what `parts` keep. The batches themselves follow from
+    the seed, the epoch and the batch. So training that goes on from a checkpoint ends where it would have ended without
+    interruption, on the CPU bit for bit.
+
+    A file is written beside its final name, flushed to the disk and renamed, so that it is whole or not there; each
+    array in it has a checksum (zip's CRC-32). The two newest are kept: if the newest is damaged, the other is taken.
+
+    Use it in `fit` as the last callback, inside `with checkpoints.told_of_signals()`, and call `fit` while
+    `going_on(epochs)`: Keras fixes the number of batches for all epochs of one `fit`, and the rest of an interrupted
+    epoch has fewer.
+
+    Args:
+        model: compiled `keras.Model`, to be trained.
+        metrics: list of the metrics it was compiled with.
+        batches: `Batches` that it is trained on.
+        parts: dict of objects with `state()`, which returns a dict of arrays and JSON values, and `set_state(state)`.
+        folder: `pathlib.Path` of the run folder.
+        minutes: float, time between checkpoints; none is lost to Ctrl-C and SIGTERM.
+    """
+
+    def __init__(self, model, metrics, batches, parts, folder, minutes):
+        super().__init__()
+        self.trained, self.batches, self.parts, self.folder, self.seconds = model, batches, parts, folder, 60 * minutes
+        model.optimizer.build(model.trainable_variables)
+        self.metric_variables = [variable for metric in (model.metrics[0], *metrics) for variable in metric.variables]
+        self.interrupted_by, self.epoch_metrics, self.stopped = 0, None, False
+        self.written = time.monotonic()
+        self.data_checksum = zlib.crc32(batches.data.labels, zlib.crc32(np.ascontiguousarray(batches.data.images)))
+
+    def going_on(self, epochs):
+        """Whether there are epochs left to train, and nothing has stopped the training."""
+        return self.batches.epoch < epochs and not self.stopped
+
+    def restore(self):
+        """Goes on from the newest whole checkpoint, if there is one.
+
+        Raises:
+            InputError: if the checkpoint is of other images, of another network, or none of those there is whole.
+        """
+        paths = checkpoints(self.folder)
+        for path in paths:
+            try:
+                arrays = _read(path)
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                print(f"{path} is damaged ({type(error).__name__}: {error}), and left aside.")
+                continue
+            self._take(arrays, path)
+            return
+        if paths:
+            raise InputError(
+                f"`RUN_FOLDER` must have a whole checkpoint to go on from; those in {self.folder} are damaged. "
+                "Start again with --start-afresh True"
+            )
+
+    def save(self, epoch, batch):
+        """Writes a checkpoint with which training goes on at a batch of an epoch, both counted from 0.
+
+        None is written if a variable is not finite: the one before it is worth more.
+
+        Raises:
+            InputError: if it cannot be written, as on a full disk. The checkpoints before it stay as they are.
+        """
+        variables = {name: keras.ops.convert_to_numpy(each) for name, each in self._variables().items()}
+        if not all(np.isfinite(array).all() for array in variables.values()):
+            return
+        places = {"epoch": epoch, "batch": batch, "data": self.data_checksum}
+        parts = {name: part.state() for name, part in self.parts.items()}
+        for name, state in parts.items():
+            for key in [key for key, value in state.items() if isinstance(value, np.ndarray)]:
+                variables[f"{name} {key}"] = state.pop(key)
+        path = self.folder / f"checkpoint-{epoch:05d}-{batch:07d}.npz"
+        try:
+            with written_whole(path) as file:
+                np.savez(file, progress=np.array(json.dumps({**places, "parts": parts})), **variables)
+        except OSError as error:
+            raise InputError(
+                f"`RUN_FOLDER` must have room for checkpoints. Received: {error}. The checkpoint before it is whole: "
+                "the same command goes on from there."
+            ) from error
+        remove_checkpoints(self.folder, kept=2)
+        self.written = time.monotonic()
+
+    @contextlib.contextmanager
+    def told_of_signals(self):
+        """While it lasts, Ctrl-C and SIGTERM end training after the present step, with a checkpoint."""
+
+        def note(number, frame):
+            if self.interrupted_by:  # asked a second time
+                raise KeyboardInterrupt
+            self.interrupted_by = number
+            print("\nStopping after this step, with a checkpoint; Ctrl-C again stops at once.", flush=True)
+
+        if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
+            yield
+            return
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.epoch_metrics is not None:  # of the interrupted epoch, after Keras has reset them
+            for variable, value in zip(self.metric_variables, self.epoch_metrics, strict=True):
+                variable.assign(value)
+            self.epoch_metrics = None
+        elif epoch != self.batches.epoch:
+            self.batches.start_epoch(epoch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        due = time.monotonic() - self.written >= self.seconds
+        following = self.batches.first_batch + batch + 1
+        last = batch + 1 == len(self.batches)  # its checkpoint is the one at the end of the epoch
+        if (due or self.interrupted_by) and not last:
+            self.model  # noqa: B018 - on JAX, asking for the model brings its variables up to date
+            self.save(self.batches.epoch, following)
+            self._stop_if_interrupted()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.model.stop_training:  # by another callback, for a reason that it told
+            self.stopped = True
+            return
+        due = time.monotonic() - self.written >= self.seconds
+        was_rest = self.batches.first_batch > 0
+        self.batches.start_epoch(epoch + 1)
+        if self.interrupted_by or due or epoch + 1 == self.params["epochs"]:
+            self.save(epoch + 1, 0)
+            self._stop_if_interrupted()
+        self.model.stop_training = was_rest
+
+    def _stop_if_interrupted(self):
+        if self.interrupted_by:
+            raise Interrupted(self.interrupted_by)
+
+    def _variables(self):
+        """Each variable that training depends on, by its place; their names count what else the process has built."""
+        everything = [*self.trained.variables, *self.trained.optimizer.variables, *self.metric_variables]
+        return {f"variable {place}": each for place, each in enumerate(everything)}
+
+    def _take(self, arrays, path):
+        progress = json.loads(str(arrays.pop("progress")))
+        if progress["data"] != self.data_checksum:
+            raise InputError(
+                f"`DATASET` must hold the images that {path} was trained on; they have changed. "
+                "Start again with --start-afresh True"
+            )
+        variables = self._variables()
+        stored = {name: array for name, array in arrays.items() if name.startswith("variable ")}
+        expected = {name: tuple(each.shape) for name, each in variables.items()}
+        if {name: array.shape for name, array in stored.items()} != expected:
+            raise InputError(
+                f"`RUN_FOLDER` must be of the same network; {path} is not, perhaps of another Keras version. "
+                "Start again with --start-afresh True"
+            )
+        for name, each in variables.items():
+            each.assign(stored[name])
+        self.epoch_metrics = [keras.ops.convert_to_numpy(each) for each in self.metric_variables]
+        for name, part in self.parts.items():
+            of_part = {
+                key.removeprefix(f"{name} "): value for key, value in arrays.items() if key.startswith(f"{name} ")
+            }
+            part.set_state({**progress["parts"][name], **of_part})
+        self.batches.start_epoch(progress["epoch"], progress["batch"])
+        if progress["batch"] == 0:
+            self.epoch_metrics = None
+        print(f"Going on in epoch {progress['epoch'] + 1} after {progress['batch']} batches, from {path}")
+
+
+def _read(path):
+    """All arrays of a checkpoint, their checksums verified."""
+    with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
