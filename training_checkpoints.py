@@ -45,7 +45,8 @@ class Checkpoints(keras.callbacks.Callback):
         super().__init__()
         self.trained, self.batches, self.parts, self.folder, self.seconds = model, batches, parts, folder, 60 * minutes
         model.optimizer.build(model.trainable_variables)
-        self.metric_variables = [variable for metric in (model.metrics[0], *metrics) for variable in metric.variables]
+        self.metrics = [model.metrics[0], *metrics]  # the first is the mean loss
+        self.metric_variables = [variable for metric in self.metrics for variable in metric.variables]
         self.interrupted_by, self.epoch_metrics, self.stopped = 0, None, False
         self.written = time.monotonic()
         self.data_checksum = zlib.crc32(batches.data.labels, zlib.crc32(np.ascontiguousarray(batches.data.images)))
@@ -187,6 +188,8 @@ class Checkpoints(keras.callbacks.Callback):
         self.batches.start_epoch(progress["epoch"], progress["batch"])
         if progress["batch"] == 0:
             self.epoch_metrics = None
+            for metric in self.metrics:  # which Keras resets only once it has used them
+                metric.reset_state()
         print(f"Going on in epoch {progress['epoch'] + 1} after {progress['batch']} batches, from {path}")
 
 

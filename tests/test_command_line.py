@@ -20,7 +20,12 @@ TEXT = SCRIPT.read_text(encoding="utf-8")
 # The oracle: every line `NAME = value  # comment` above the first function.
 LINES = re.findall(r"^([A-Z_]+) = (.*?)(?:  # (.+))?$", TEXT[: TEXT.index("\ndef ")], re.MULTILINE)
 CONSTANTS = {name: ast.literal_eval(value) for name, value, _ in LINES}
-WRONG_TYPES = {int: [None, True, "one", 2.0, [2]], float: [None, True, "half", [1]], str: [None, True, 3, b"none"]}
+WRONG_TYPES = {
+    int: [None, True, "one", 2.0, [2]],
+    float: [None, True, "half", [1]],
+    str: [None, True, 3, b"none"],
+    bool: [None, 1, "on"],
+}
 # Of each constant: values of the command line that are refused, some that are not, and what the message must say.
 CASES = {
     "DATASET": (["", "cifar", __file__, "x" * 300], ["digits", "cifar10"], ["cifar10", "digits", "folder"]),
@@ -82,7 +87,8 @@ def test_the_constants_alone_are_the_values_and_a_whole_number_serves_for_a_numb
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_a_value_of_the_command_line_wins_and_has_the_constants_type(name):
     for text in CASES[name][1]:
-        expected = CONSTANTS | {name: type(CONSTANTS[name])(text)}
+        kind = type(CONSTANTS[name])
+        expected = CONSTANTS | {name: {"True": True, "false": False}[text] if kind is bool else kind(text)}
         assert repr(read(option(name), text)) == repr(expected)
 
 

@@ -1,0 +1,118 @@
+"""A run folder has one run, one process, and whole files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import run_folder
+from command_line import InputError
+
+FOLDER = Path(__file__).resolve().parent.parent
+CONSTANTS = {"EPOCHS": 3, "SEED": 0, "RUN_FOLDER": "here", "START_AFRESH": False, "CHECKPOINT_MINUTES": 5.0}
+
+
+def in_another_process(code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_new_folder_has_no_report_and_gets_the_constants(tmp_path):
+    folder = tmp_path / "a" / "b"
+    assert run_folder.finished_report(folder, CONSTANTS) == ""
+    assert run_folder.begin(folder, CONSTANTS, afresh=False) == folder
+    assert json.loads((folder / "constants.json").read_text()) == CONSTANTS
+    assert run_folder.finished_report(folder, CONSTANTS) == ""
+    (folder / "report.txt").write_text("très bien", encoding="utf-8")
+    assert run_folder.finished_report(folder, CONSTANTS) == "très bien"
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_other_constants_are_named_all_at_once(finished, tmp_path):
+    run_folder.begin(tmp_path, CONSTANTS, afresh=False)
+    if finished:
+        (tmp_path / "report.txt").write_text("done")
+    others = CONSTANTS | {"EPOCHS": 4, "SEED": 1, "MARGIN": 0.5, "RUN_FOLDER": "there", "CHECKPOINT_MINUTES": 1.0}
+    with pytest.raises(InputError) as told:
+        run_folder.finished_report(tmp_path, others)
+    for part in ("EPOCHS 3 there, 4 now", "MARGIN None there, 0.5 now", "SEED 0 there, 1 now", "--start-afresh True"):
+        assert part in str(told.value)
+    assert "MINUTES" not in str(told.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00\x01"])
+def test_constants_that_cannot_be_read_are_told(content, tmp_path):
+    (tmp_path / "constants.json").write_text(content)
+    with pytest.raises(InputError, match="`RUN_FOLDER` must hold a run that can be read"):
+        run_folder.finished_report(tmp_path, CONSTANTS)
+
+
+def test_starting_afresh_removes_the_run_and_nothing_else(tmp_path):
+    run_folder.begin(tmp_path, CONSTANTS, afresh=False)
+    for name in ("report.txt", "controls.json", "checkpoint-00001-0000002.npz", "notes of mine.txt"):
+        (tmp_path / name).write_text("old")
+    run_folder._locks.pop().close()
+    run_folder.begin(tmp_path, CONSTANTS | {"EPOCHS": 9}, afresh=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "constants.json", "notes of mine.txt"]
+    assert json.loads((tmp_path / "constants.json").read_text())["EPOCHS"] == 9
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
+    run_folder.begin(tmp_path, CONSTANTS, afresh=False)
+    code = (
+        "import run_folder\n"
+        f"try: run_folder.begin({str(tmp_path)!r}, {{'EPOCHS': 1}}, False); print('begun')\n"
+        "except run_folder.InputError as error: print(error)\n"
+    )
+    assert "`RUN_FOLDER` must not be in use by another process" in in_another_process(code)
+    assert json.loads((tmp_path / "constants.json").read_text()) == CONSTANTS
+    run_folder._locks.pop().close()
+    assert in_another_process(code) == "begun"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="`RUN_FOLDER` must be a folder that can be written"):
+        run_folder.begin(tmp_path / "new", CONSTANTS, afresh=False)
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(InputError, match="`RUN_FOLDER` must be a folder that can be written"):
+        run_folder.begin(tmp_path / "taken", CONSTANTS, afresh=False)
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "file"
+    run_folder.write_whole(path, "first")
+    with pytest.raises(RuntimeError), run_folder.written_whole(path) as file:
+        file.write(b"half of the sec")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_was_computed_once_is_remembered(tmp_path):
+    times = []
+
+    def compute():
+        times.append(1)
+        return {"accuracy": 0.5}
+
+    first = run_folder.remembered(tmp_path / "values.json", compute)
+    assert first == run_folder.remembered(tmp_path / "values.json", compute) == {"accuracy": 0.5}
+    assert len(times) == 1
+
+
+def test_checkpoints_are_listed_newest_first_and_all_but_the_newest_removed(tmp_path):
+    names = ["checkpoint-00002-0000000.npz", "checkpoint-00001-0000100.npz", "checkpoint-00001-0000020.npz"]
+    for name in reversed(names):
+        (tmp_path / name).write_text("")
+    assert [path.name for path in run_folder.checkpoints(tmp_path)] == names
+    run_folder.remove_checkpoints(tmp_path, kept=2)
+    assert [path.name for path in run_folder.checkpoints(tmp_path)] == names[:2]
