@@ -218,17 +218,34 @@ def _check_together(values):
             raise InputError(
                 f"`FROZEN_LAYERS` must be between 0 and {layers} for {backbone}. Received: {values['FROZEN_LAYERS']}"
             )
+    if values["DATASET"] not in DATASET_CLASSES:
+        _check_folders(Path(values["DATASET"]), Path(values["RUN_FOLDER"]))
     classes = DATASET_CLASSES.get(values["DATASET"]) or len(class_folders(values["DATASET"]))
     if classes < 2:
         raise InputError(
             f"`DATASET` must be a folder with one folder of images for each of at least two classes. "
             f"Received: {values['DATASET']!r}, which has {classes}"
         )
-    if values["CLASSES_PER_BATCH"] > classes:
+    if values["TRIPLET_LOSS"] == "in_batch" and values["CLASSES_PER_BATCH"] > classes:
         raise InputError(
             f"`CLASSES_PER_BATCH` must not be above the number of classes, {classes} in {values['DATASET']!r}. "
             f"Received: {values['CLASSES_PER_BATCH']}"
         )
+
+
+def _check_folders(dataset, run_folder):
+    """Raises InputError for a run inside the images, and for a split whose other half is not there."""
+    if run_folder.resolve().is_relative_to(dataset.resolve()):
+        raise InputError(
+            f"`RUN_FOLDER` must not be inside `DATASET`. Received: {str(run_folder)!r} in {str(dataset)!r}"
+        )
+    for name, other in (("train", "test"), ("test", "train")):
+        folders = [dataset / each for each in (name, other)]
+        if folders[0].is_dir() and _folders(folders[0]) and not (folders[1].is_dir() and _folders(folders[1])):
+            raise InputError(
+                f"`DATASET` must have class folders in {other}/ where it has some in {name}/. "
+                f"Received: {str(dataset)!r}"
+            )
 
 
 def class_folders(folder):
@@ -243,5 +260,12 @@ def is_split(folder):
 
 
 def _folders(folder):
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"`DATASET` must be a folder that can be read. Received: {error}") from error
+    odd = [name for name in names if not name.isprintable()]  # such as bytes that are no text in this system's encoding
+    if odd:
+        raise InputError(f"`DATASET` must have class folders with printable names. Received: {odd!a}")
+    return names

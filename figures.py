@@ -1,5 +1,7 @@
 """What people would rather look at than read: curves, confusions, a map of the embeddings, neighbours."""
 
+import warnings
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -34,7 +36,7 @@ def training_curves(history, path):
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def confusion_matrix(labels, predicted, class_names, path):
@@ -66,7 +68,7 @@ def confusion_matrix(labels, predicted, class_names, path):
     if not few:
         display.ax_.set(xticks=[], yticks=[])
     axes.set(title=f"Test images: {np.mean(labels == predicted):.1%} right", xlabel="predicted", ylabel="class")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def embedding_map(embeddings, labels, class_names, path, seed=0, most=2000):
@@ -93,7 +95,7 @@ def embedding_map(embeddings, labels, class_names, path, seed=0, most=2000):
             axes.scatter([], [], s=30, color=colour, label=" " + _as_written(name))  # "_" would be left out
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(title=f"t-SNE of the embeddings of {len(shown):,} test images", xticks=[], yticks=[])
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def neighbour_page(test, predicted, train, indices, class_names, path, seed=0):
@@ -126,7 +128,7 @@ def neighbour_page(test, predicted, train, indices, class_names, path, seed=0):
             same = train.labels[reference] == test.labels[query]
             _show(axes, train.images[reference], RIGHT if same else WRONG, class_names[train.labels[reference]])
     figure.suptitle("Test images (left, with the predicted class) and their nearest training images")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def _show(axes, image, frame, title):
@@ -145,3 +147,9 @@ def _as_written(name):
 def _class_colours(count):
     """RGBA colours, as unlike each other as their number allows; shape `(count, 4)`."""
     return colormaps["tab10"](np.arange(count)) if count <= 10 else colormaps["hsv"](np.arange(count) / count)
+
+
+def _save(figure, path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks: boxes, no warnings
+        figure.savefig(path, dpi=120)

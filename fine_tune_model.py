@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -188,8 +189,9 @@ def _load_weights(path, network, model):
     reasons = []
     for target in (network, model):
         try:
-            target.load_weights(path)
+            with warnings.catch_warnings(action="ignore"):  # of all that a file for the other of the two does not have
+                target.load_weights(path)
             return
         except Exception as error:  # h5py and Keras raise many kinds for a file that does not fit
-            reasons.append(f"{target.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            reasons.append(f"{target.name}: {' '.join(str(error).split())[:400] or type(error).__name__}")
     raise InputError(f"`WEIGHTS` must be a file of this network's weights. Received: {path!r} ({'; '.join(reasons)})")

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -37,12 +38,12 @@ def load_images(dataset, image_size, fit, test_fraction, seed):
 
     CIFAR-10 has a test set of its own, and so has a folder of `train/CLASS/IMAGE` and `test/CLASS/IMAGE`; the digits
     and a folder of `CLASS/IMAGE` are split here, stratified. Images of one size stay at that size; a folder of mixed
-    sizes is brought to `image_size` while it is read.
+    sizes, or of images larger than `image_size`, is brought to `image_size` while it is read.
 
     Args:
         dataset: `"cifar10"`, `"digits"` or the path of a folder.
-        image_size: int, pixels; only used for a folder of mixed sizes.
-        fit: `"scale"` or `"pad"`, as in `fine_tuned_models`; only used for a folder of mixed sizes.
+        image_size: int, pixels; only used for a folder of mixed or larger sizes.
+        fit: `"scale"` or `"pad"`, as in `fine_tuned_models`; only used for a folder of mixed or larger sizes.
         test_fraction: float, the share of images to test where the data set has no test set.
         seed: int, of the split.
 
@@ -83,7 +84,7 @@ def stratified_split(data, fraction, seed):
         Tuple of two `Images`, what is kept and what was split off, both in the given order.
 
     Raises:
-        InputError: if no class has three images.
+        InputError: if no class has three images, of which one can be split off.
     """
     generator = np.random.default_rng((seed, 0))
     second = np.zeros(len(data.labels), bool)
@@ -92,7 +93,10 @@ def stratified_split(data, fraction, seed):
         share = min(max(round(len(members) * fraction), 1), max(len(members) - 2, 0))
         second[generator.permutation(members)[:share]] = True
     if not second.any():
-        raise InputError("`DATASET` must have a class with at least three images, so that some can be split off.")
+        raise InputError(
+            "`DATASET` must have a class with at least four images (three, where it is split into train and test), "
+            "so that some can be held back for validation."
+        )
     return Images(*(part[~second] for part in data)), Images(*(part[second] for part in data))
 
 
@@ -155,14 +159,21 @@ def _load_folder(folder, image_size, fit):
         unknown = sorted(set(class_folders(folder / "test")) - set(class_names))
         if unknown:
             raise InputError(f"Every class in {folder / 'test'} must be in {folder / 'train'} too. Received: {unknown}")
-    files = [
+    found = [
         (path, label, part)
         for part in parts
         for label, name in enumerate(class_names)
         for path in sorted((part / name).rglob("*") if (part / name).is_dir() else ())
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if path.is_file()
         if not any(piece.startswith(".") for piece in path.relative_to(part).parts)  # nor in a hidden folder
     ]
+    files = [each for each in found if each[0].suffix.lower() in IMAGE_SUFFIXES]
+    others = Counter(path.suffix.lower() or "no suffix" for path, _, _ in found)
+    others = [f"{count:,} {suffix}" for suffix, count in sorted(others.items()) if suffix not in IMAGE_SUFFIXES]
+    if others:
+        print(
+            f"Files in {folder} that are not read, of other kinds than {', '.join(IMAGE_SUFFIXES)}: {', '.join(others)}"
+        )
     counts = np.bincount([label for _, label, part in files if part == parts[0]], minlength=len(class_names))
     if counts.min(initial=2) < 2 or (split and all(part == parts[0] for _, _, part in files)):
         few = [name for name, count in zip(class_names, counts, strict=True) if count < 2] or ["test"]
@@ -174,6 +185,8 @@ def _load_folder(folder, image_size, fit):
     with ThreadPoolExecutor() as pool:
         sizes = {size for size in pool.map(_told(_stored_size), paths) if isinstance(size, tuple)}
     size = sizes.pop() if len(sizes) == 1 else (image_size, image_size)
+    if max(size) > image_size:  # shrunk here, where fine patterns are averaged and not picked from
+        size = (image_size, image_size)
     memory = 3 * math.prod(size) * len(paths) / 2**20
     print(f"Reading {len(paths):,} images at {size[0]}×{size[1]} pixels: {memory:,.0f} MiB of memory")
     images = read_images(paths, size, fit)
@@ -195,7 +208,13 @@ def read_images(paths, size, fit="scale"):
     Raises:
         InputError: if files cannot be read as images; it names them.
     """
-    images = np.empty((len(paths), 3, *size), "uint8")
+    try:
+        images = np.empty((len(paths), 3, *size), "uint8")
+    except MemoryError as error:
+        raise InputError(
+            f"`IMAGE_SIZE` must be so small that the images fit into memory. Received {len(paths):,} images of "
+            f"{size[0]}×{size[1]} pixels ({error})"
+        ) from error
     progress = keras.utils.Progbar(len(paths), unit_name="image", verbose=1 if sys.stdout.isatty() else 0)
 
     def read(item):
@@ -218,7 +237,7 @@ def _told(read):
     def read_or_error(item):
         try:
             return read(item)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as Pillow raises them
+        except Exception as error:  # Pillow raises many kinds for a damaged file, also TypeError and struct.error
             return error
 
     return read_or_error

@@ -49,7 +49,7 @@ RUN_FOLDER = "run"  # where the model, the report and the figures go
 
 def read_constants():
     globals().update(command_line.read_options(__file__, globals()))
-    finished = "" if START_AFRESH else run_folder.finished_report(RUN_FOLDER, constants())
+    finished = run_folder.finished_report(RUN_FOLDER, None if START_AFRESH else constants())
     if finished:
         print(f"The run in {RUN_FOLDER} is finished; --start-afresh True trains again.\n\n{finished}")
         sys.exit(0)
@@ -72,13 +72,12 @@ import image_data
 import nearest_neighbours
 from fine_tune_model import fine_tuned_models, triplet_model
 from training_batches import Batches, classes_and_images, in_order, random_triplets
-from training_callbacks import HistoryFile, NearestNeighbourAccuracy
+from training_callbacks import HistoryFile, NearestNeighbourAccuracy, TimeEstimate, Watch
 from training_checkpoints import Checkpoints
 from triplet_loss_functions import InBatchTripletLoss, MergeTripletLoss
 
 
 def main():
-    folder = run_folder.begin(RUN_FOLDER, constants(), START_AFRESH)
     keras.utils.set_random_seed(SEED)
     keras.config.set_dtype_policy(PRECISION)
     batch_size = CLASSES_PER_BATCH * IMAGES_PER_CLASS
@@ -91,6 +90,7 @@ def main():
 
     # Build the network, and see how well it does as it is.
     model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, FROZEN_LAYERS, EMBEDDING_SIZE)
+    folder = run_folder.begin(RUN_FOLDER, constants(), START_AFRESH)  # now that no constant can be refused any more
 
     def embed(data):  # shape (n, EMBEDDING_SIZE)
         return model.predict(Batches(data, in_order(len(data.labels), batch_size)), verbose=0)
@@ -117,11 +117,11 @@ def main():
     references = image_data.sample(train, len(validation.labels), SEED)
     check = NearestNeighbourAccuracy(model, embed, references, validation, NEIGHBOURS)
     history = HistoryFile(folder / "history.csv")
-    checkpoints = Checkpoints(
-        trained, metrics, batches, {"check": check, "history": history}, folder, CHECKPOINT_MINUTES
-    )
+    watch = Watch()
+    parts = {"check": check, "history": history, "watch": watch}
+    checkpoints = Checkpoints(trained, metrics, batches, parts, folder, CHECKPOINT_MINUTES)
     checkpoints.restore()
-    callbacks = [keras.callbacks.TerminateOnNaN(), check, history, checkpoints]
+    callbacks = [keras.callbacks.TerminateOnNaN(), TimeEstimate(batches), check, watch, history, checkpoints]
     verbose = 1 if sys.stdout.isatty() else 2
     with checkpoints.told_of_signals():
         while checkpoints.going_on(EPOCHS):
@@ -135,7 +135,8 @@ def main():
         references, train.labels, queries, test.labels, NEIGHBOURS
     )
 
-    # Save everything, and say how well it did.
+    # Say how well it did, and save everything.
+    text = report(scores, test.labels, predicted, class_names, folder)
     model.save(folder / "embedding_model.keras")
     np.savez(folder / "references.npz", embeddings=references, labels=train.labels, class_names=class_names)
     _, nearest = nearest_neighbours.nearest(references, queries, min(8, len(references)))
@@ -143,7 +144,8 @@ def main():
     figures.confusion_matrix(test.labels, predicted, class_names, folder / "confusion_matrix.png")
     figures.embedding_map(queries, test.labels, class_names, folder / "embedding_map.png", SEED)
     figures.neighbour_page(test, predicted, train, nearest, class_names, folder / "neighbours.png", SEED)
-    report(scores, test.labels, predicted, class_names, folder)
+    run_folder.finish(folder, text)
+    print(f"The model, its reference embeddings, this report and four figures are in {folder}/")
 
 
 def say_what_was_loaded(train, validation, test, class_names):
@@ -190,20 +192,19 @@ def learning_rate(steps):
 
 
 def report(scores, labels, predicted, class_names, folder):
-    """Prints the scores and writes them into RUN_FOLDER, last of all its files."""
+    """Prints the scores, writes them into RUN_FOLDER as JSON, and returns what it printed."""
     columns = list(scores["after training"])
     lines = [" " * 16 + "".join(f"{column:>11}" for column in columns)]
     for name, values in scores.items():
         lines.append(f"{name:<16}" + "".join(f"{values[column]:>11.4f}" for column in columns))
-    per_class = classification_report(
-        labels, predicted, labels=range(len(class_names)), target_names=class_names, digits=4, zero_division=0
-    )
+    layout = {"labels": range(len(class_names)), "target_names": class_names, "zero_division": 0}
+    per_class = classification_report(labels, predicted, **layout, output_dict=True)
+    everything = {**scores, "classes after training": {name: per_class[name] for name in class_names}}
+    run_folder.write_whole(folder / "report.json", json.dumps(everything, indent=4) + "\n")
     text = f"Test images, by the vote of {NEIGHBOURS} neighbours among the training images\n\n" + "\n".join(lines)
-    text = f"{text}\n\nAfter training, for each class\n\n{per_class}"
-    print(f"\n{text}\nThe model, its reference embeddings, this report and four figures are in {folder}/")
-    run_folder.write_whole(folder / "report.json", json.dumps(scores, indent=4) + "\n")
-    run_folder.write_whole(folder / "report.txt", text)
-    run_folder.remove_checkpoints(folder)
+    text += "\n\nAfter training, for each class\n\n" + classification_report(labels, predicted, **layout, digits=4)
+    print(f"\n{text}")
+    return text
 
 
 if __name__ == "__main__":

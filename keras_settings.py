@@ -38,7 +38,7 @@ def apply():
             f"Received: {type(error).__name__}: {error}"
         ) from error
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's errors stay, its start-up notes do not
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # notes; what is wrong it raises
     try:
         with _quiet_standard_error():
             import keras

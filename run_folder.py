@@ -18,15 +18,21 @@ def finished_report(folder, constants):
 
     Args:
         folder: path of the run folder, which need not exist.
-        constants: dict of the constants of the command.
+        constants: dict of the constants of the command, or None if the run in the folder does not matter.
 
     Returns:
         str.
 
     Raises:
-        InputError: if the folder holds a run, finished or not, with other constants; it names those that differ.
+        InputError: if the folder cannot be written, or holds a run, finished or not, with other constants; it names
+            those that differ.
     """
     folder = Path(folder)
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {str(folder)!r}")
+    if constants is None:
+        return ""
     try:
         begun = json.loads((folder / "constants.json").read_text(encoding="utf-8"))
         report = (folder / "report.txt").read_text(encoding="utf-8") if (folder / "report.txt").exists() else ""
@@ -78,6 +84,12 @@ def begin(folder, constants, afresh):
     except OSError as error:
         raise InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {error}") from error
     return folder
+
+
+def finish(folder, report):
+    """Writes the report, which says that a run is finished, and removes its checkpoints."""
+    write_whole(Path(folder) / "report.txt", report)
+    remove_checkpoints(folder)
 
 
 def checkpoints(folder):

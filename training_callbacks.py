@@ -1,5 +1,7 @@
 """What happens beside the training steps: new batches for each epoch, and a nearest-neighbour check after it."""
 
+import time
+
 import keras
 import numpy as np
 
@@ -95,3 +97,89 @@ class NearestNeighbourAccuracy(keras.callbacks.Callback):
         """Goes on from what a checkpoint kept."""
         self.best_accuracy = state["best_accuracy"]
         self.best_weights = [state[str(number)] for number in range(len(state) - 1)]
+
+
+class Watch(keras.callbacks.Callback):
+    """Says, once each, when training goes wrong in a way that its user can mend.
+
+    - Collapse: all embeddings lie near one point, and the loss stays at its margin.
+    - No active triplet in a whole epoch: there is nothing left to learn from.
+
+    It goes by the logs of the training batches. Those of `predict` would give false alarms: from random weights, the
+    moving statistics of batch normalisation are far behind in the first epochs.
+
+    Args:
+        least_distance: float, mean anchor-negative distance of an epoch, squared, below which embeddings have
+            collapsed; in different directions they are 2 apart.
+    """
+
+    def __init__(self, least_distance=0.1):
+        super().__init__()
+        self.least_distance, self.said = least_distance, []
+
+    def on_epoch_end(self, epoch, logs):
+        if logs["negative_distance"] < self.least_distance:
+            self._say(
+                "collapse",
+                f"Epoch {epoch + 1}: collapse, all embeddings lie near one point (mean squared distance to a negative "
+                f'{logs["negative_distance"]:.1g}). Lower LEARNING_RATE, or train with MINING = "semi_hard" or '
+                '"batch_all".',
+            )
+        elif logs["active_triplets"] == 0:
+            self._say(
+                "nothing active",
+                f"Epoch {epoch + 1}: no triplet had a loss, so nothing is learnt any more. Unless the validation "
+                'accuracy is as good as you need, raise MARGIN, or train with MINING = "batch_hard".',
+            )
+
+    def _say(self, what, sentence):
+        if what not in self.said:
+            self.said.append(what)
+            print(f"\n{sentence}")
+
+    def state(self):
+        """What a checkpoint keeps."""
+        return {"said": list(self.said)}
+
+    def set_state(self, state):
+        """Goes on from what a checkpoint kept."""
+        self.said = list(state["said"])
+
+
+class TimeEstimate(keras.callbacks.Callback):
+    """Says after the first steps how long training will take, without the validation after each epoch.
+
+    Args:
+        batches: `Batches` that are trained on.
+        warm_up: int, first steps that are not counted: compilation, and pipelines that fill.
+        seconds: float, how long to measure at least, or to the epoch's last batch.
+    """
+
+    def __init__(self, batches, warm_up=3, seconds=5.0):
+        super().__init__()
+        self.batches, self.warm_up, self.seconds = batches, warm_up, seconds
+        self.steps, self.began, self.said = 0, 0.0, False
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.said:
+            return
+        float((logs or {}).get("loss", 0))  # waits for the device, which runs behind
+        self.steps += 1
+        if self.steps == self.warm_up:
+            self.began = time.perf_counter()
+        measured = self.steps - self.warm_up
+        enough = time.perf_counter() - self.began >= self.seconds or batch + 1 == len(self.batches)
+        if measured > 0 and enough:
+            each = (time.perf_counter() - self.began) / measured
+            whole = self.batches.first_batch + len(self.batches)
+            left = len(self.batches) - batch - 1 + whole * (self.params["epochs"] - self.batches.epoch - 1)
+            print(f"\n{duration(left * each)} of training to go, at {each:.2g} s a step")
+            self.said = True
+
+
+def duration(seconds):
+    """A time in words that tell no more than is known: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -62,7 +62,8 @@ def test_a_run_folder_holds_everything(finished):
     place, done = finished
     run = place / "run"
     scores = json.loads((run / "report.json").read_text())
-    assert list(scores) == ["raw pixels", "before training", "after training"]
+    assert list(scores) == ["raw pixels", "before training", "after training", "classes after training"]
+    assert list(scores["classes after training"]) == list(COLOURS)
     assert scores["after training"]["accuracy"] >= 0.9  # colours are easy
     assert (run / "report.txt").read_text(encoding="utf-8").strip() in done.stdout
     constants = json.loads((run / "constants.json").read_text())

@@ -6,7 +6,7 @@ import pytest
 
 from command_line import InputError
 from image_data import Images
-from training_callbacks import NearestNeighbourAccuracy
+from training_callbacks import HistoryFile, NearestNeighbourAccuracy, TimeEstimate, Watch, duration
 
 
 def tiny_model():
@@ -51,3 +51,61 @@ def test_without_a_finite_epoch_there_is_nothing_to_keep():
     check, _ = checked([[np.inf, 0, 1, 1]])
     with pytest.raises(InputError, match="`LEARNING_RATE` must be lower"):
         check.load_best_weights()
+
+
+def watched(epochs, said=()):
+    """What the watch says over epochs of (mean distance to negatives, active triplets), and what it keeps."""
+    watch = Watch()
+    watch.set_state({"said": list(said)})
+    for number, (negative_distance, active) in enumerate(epochs):
+        watch.on_epoch_end(number, {"negative_distance": negative_distance, "active_triplets": active})
+    return watch.state()["said"]
+
+
+def test_collapse_and_the_end_of_learning_are_said_once_with_a_remedy(capsys):
+    epochs = [(1.9, 0.9), (0.05, 1.0), (0.001, 1.0), (2.1, 0.0), (2.1, 0.0)]
+    said = watched(epochs)
+    told = capsys.readouterr().out.strip().split("\n\n")
+    assert len(told) == 2
+    assert "Epoch 2: collapse" in told[0] and "LEARNING_RATE" in told[0] and "MINING" in told[0]
+    assert "Epoch 4: no triplet had a loss" in told[1] and "MARGIN" in told[1]
+    watched(epochs, said)  # of a run that goes on
+    assert capsys.readouterr().out == ""
+
+
+def test_healthy_epochs_raise_no_alarm(capsys):
+    watched([(0.4, 1.0), (1.0, 0.5), (2.2, 0.0001)])
+    assert capsys.readouterr().out == ""
+
+
+def test_the_history_is_written_whole_after_each_epoch(tmp_path):
+    history = HistoryFile(tmp_path / "history.csv")
+    history.on_epoch_end(0, {"loss": np.float32(0.5), "val_accuracy": 0.25})
+    again = HistoryFile(tmp_path / "history.csv")
+    again.set_state(history.state())
+    again.on_epoch_end(1, {"loss": 0.125, "val_accuracy": 0.75})
+    assert (tmp_path / "history.csv").read_text() == "epoch,loss,val_accuracy\n1,0.5,0.25\n2,0.125,0.75\n"
+    assert again.columns() == {"epoch": [1, 2], "loss": [0.5, 0.125], "val_accuracy": [0.25, 0.75]}
+    assert history.columns() == {"epoch": [1], "loss": [0.5], "val_accuracy": [0.25]}
+
+
+def test_the_time_left_counts_this_epochs_batches_and_the_epochs_to_come(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    class Ten:
+        epoch, first_batch = 2, 4
+
+        def __len__(self):
+            return 6  # of 10 batches, 4 were before
+
+    estimate = TimeEstimate(Ten(), warm_up=2, seconds=5.0)
+    estimate.set_params({"epochs": 5})
+    for batch, seconds in enumerate([100, 50, 3, 3, 3, 3]):
+        now[0] += seconds
+        estimate.on_train_batch_end(batch, {"loss": 1.0})
+    assert capsys.readouterr().out == "\n66 s of training to go, at 3 s a step\n"  # 2 and 2 * 10 steps
+
+
+def test_durations_in_words():
+    assert [duration(each) for each in (0.4, 89, 600, 12000)] == ["0 s", "89 s", "10 min", "3 h 20 min"]
