@@ -177,6 +177,35 @@ def test_a_folder_without_two_classes_is_told(folders, tmp_path):
         read("--dataset", "images", "--classes-per-batch", "2")
 
 
+def test_a_run_inside_the_images_and_half_a_split_are_refused(tmp_path):
+    for name in (
+        "images/train/a",
+        "images/train/b",
+        "images/val/a",
+        "other/test/a",
+        "other/test/b",
+        "flat/a",
+        "flat/b",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    for name, missing in (("images", "test"), ("other", "train")):
+        with pytest.raises(InputError, match=f"`DATASET` must have class folders in {missing}/"):
+            read("--dataset", name, "--classes-per-batch", "2")
+    for run in ("flat", "flat/run", "run/../flat/a"):
+        with pytest.raises(InputError, match="`RUN_FOLDER` must not be inside `DATASET`"):
+            read("--dataset", "flat", "--classes-per-batch", "2", "--run-folder", run)
+    assert read("--dataset", "flat", "--classes-per-batch", "2", "--run-folder", "flat2")
+    assert read("--dataset", "flat", "--triplet-loss", "merge")  # which has no classes per batch
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there a name is always UTF-8")
+def test_a_class_name_that_is_no_text_is_refused(tmp_path):
+    for name in (b"caf\xe9", b"b"):
+        os.makedirs(os.path.join(os.fsencode(tmp_path), b"images", name))
+    with pytest.raises(InputError, match=r"printable names. Received: \['caf\\udce9'\]"):
+        read("--dataset", "images", "--classes-per-batch", "2")
+
+
 def test_a_wrong_value_ends_the_script_with_one_line_before_keras_is_imported(tmp_path):
     (tmp_path / "keras.py").write_text("open('imported', 'w').close()\nraise ImportError('the false Keras')\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

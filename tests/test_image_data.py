@@ -152,10 +152,53 @@ def test_photographs_are_turned_upright_and_keep_their_common_size(orientation, 
         save(tmp_path / "a" / f"{number}.png", RED, size=expected.shape[1::-1])
         save(tmp_path / "b" / f"{number}.jpg", RED)
         Image.fromarray(PICTURE).save(tmp_path / "b" / f"{number}.jpg", exif=exif, quality=95, subsampling=0)
-    train, _, _ = load_images(tmp_path, 11, "scale", 0.2, seed=0)
+    train, _, _ = load_images(tmp_path, 99, "scale", 0.2, seed=0)
     assert train.images.shape == (4, 3, *expected.shape[:2])
     for image in train.images[train.labels == 1].astype(int):
         np.testing.assert_allclose(image.transpose(1, 2, 0), expected, atol=12)
+
+
+def test_images_above_image_size_are_shrunk_by_averaging(tmp_path):
+    stripes = np.zeros((64, 64, 3), "uint8")
+    stripes[:, ::2] = 255
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.fromarray(stripes).save(tmp_path / name / f"{number}.png")
+    train, _, _ = load_images(tmp_path, 16, "scale", 0.2, seed=0)
+    assert train.images.shape == (4, 3, 16, 16)
+    np.testing.assert_allclose(train.images.astype(int), 127, atol=12)
+
+
+def test_files_of_other_kinds_are_counted(tmp_path, capsys):
+    for name in "ab":
+        for number in range(3):
+            save(tmp_path / name / f"{number}.png", RED)
+    (tmp_path / "a" / "0.webp").write_bytes(b"")
+    (tmp_path / "b" / "notes.txt").write_text("")
+    (tmp_path / "b" / "LICENSE").write_text("")
+    load_images(tmp_path, 32, "scale", 0.2, seed=0)
+    assert "1 .txt, 1 .webp, 1 no suffix" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what it can read all the same
+def test_an_image_file_with_any_byte_wrong_is_read_or_told_by_name(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x011A] = 6, "a picture", 72.5
+    for kind in ("jpg", "png", "gif", "bmp"):
+        path = tmp_path / f"odd.{kind}"
+        Image.fromarray(PICTURE).save(path, **({"exif": exif} if kind in ("jpg", "png") else {}))
+        whole, generator, told = path.read_bytes(), np.random.default_rng(0), 0
+        for place in range(min(len(whole), 200)):
+            wrong = bytearray(whole)
+            wrong[place] = (wrong[place] + generator.integers(1, 256)) % 256
+            path.write_bytes(wrong)
+            try:
+                assert read_images([path], (9, 9)).shape == (1, 3, 9, 9)
+            except InputError as error:
+                told += 1
+                assert path.name in str(error)
+        assert 0 < told < 200
 
 
 def test_scaling_stretches_to_the_whole_size(tmp_path):
@@ -213,7 +256,7 @@ def test_folders_that_cannot_be_used_are_refused_for_what_they_lack(tmp_path):
     (tmp_path / "no test" / "test" / "deux mots").mkdir(parents=True)
     save_classes(tmp_path / "pairs", [2, 2])
     reasons = {"one image": "in: test$", "no image": "in: empty$", "unknown": r"\['été'\]$", "no test": "in: test$"}
-    for name, reason in {**reasons, "pairs": "a class with at least three images"}.items():
+    for name, reason in {**reasons, "pairs": "a class with at least four images"}.items():
         with pytest.raises(InputError, match=reason):
             load_images(tmp_path / name, 9, "scale", 0.2, seed=0)
 
