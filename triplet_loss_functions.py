@@ -290,7 +290,7 @@ def _mined_losses(labels, embeddings, margin, mining, distance):
     distances = _distances(embeddings, distance)  # shape (batch, batch)
     positives, negatives = _pairs(labels)  # each of shape (batch, batch)
     if mining == "batch_hard":
-        sums = _hardest(embeddings, distances, positives, negatives, margin, distance)
+        sums = _hardest(labels, embeddings, distances, margin, distance)
     elif mining == "batch_all" and margin != "soft":
         sums = _all_by_sorting(distances, positives, negatives, margin)
     else:
@@ -298,15 +298,17 @@ def _mined_losses(labels, embeddings, margin, mining, distance):
     return *sums, distances, positives, negatives
 
 
-def _hardest(embeddings, distances, positives, negatives, margin, distance):
+def _hardest(labels, embeddings, distances, margin, distance):
     """Batch-hard losses `(batch,)`, and the numbers of active and of mined triplets.
 
     The distances only choose; those of the chosen are computed again from the embeddings, exactly also for near ones.
+    The anchor itself may be chosen as its positive where all are at distance 0: the loss and gradient are the same.
     """
-    fixed = ops.stop_gradient(distances)
-    positive = ops.take(embeddings, ops.argmax(ops.where(positives, fixed, -1), axis=1), axis=0)
-    negative = ops.take(embeddings, ops.argmin(ops.where(negatives, fixed, float("inf")), axis=1), axis=0)
-    valid = ops.logical_and(ops.any(positives, axis=1), ops.any(negatives, axis=1))  # shape (batch,)
+    fixed, same = ops.stop_gradient(distances), labels[:, None] == labels[None, :]  # each of shape (batch, batch)
+    positive = ops.take(embeddings, ops.argmax(ops.where(same, fixed, -1), axis=1), axis=0)
+    negative = ops.take(embeddings, ops.argmin(ops.where(same, float("inf"), fixed), axis=1), axis=0)
+    of_class = ops.sum(ops.cast(same, "int32"), axis=1)  # shape (batch,)
+    valid = ops.logical_and(of_class > 1, of_class < ops.shape(labels)[0])
     to_positive, to_negative = _branch_distances(embeddings, positive, negative, distance)
     losses, slopes = _loss_of_gap(to_positive - to_negative, margin)  # each of shape (batch,)
     active = ops.logical_and(valid, _is_active(slopes, margin))
