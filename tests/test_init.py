@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,40 @@ def test_a_run_with_other_constants_is_refused(finished):
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "EPOCHS 3 there, 4 now; MARGIN 0.3 there, 0.5 now" in done.stderr
     assert "LEARNING_RATE" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_run_ends_as_one_left_alone(number, finished, tmp_path):
+    """Interrupted once it has a checkpoint, in the middle of an epoch or between two."""
+    place, _ = finished
+    options = [
+        "--dataset",
+        place / "pictures",
+        "--epochs",
+        3,
+        *SMALL,
+        "--checkpoint-minutes",
+        1e-6,
+        "--run-folder",
+        "run",
+    ]
+    command = [sys.executable, str(FOLDER / "init.py"), *map(str, options)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.glob("run/checkpoint-*")):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert ("the same command goes on from here" in errors) == (number == signal.SIGINT)
+    assert not (tmp_path / "run" / "report.txt").exists()
+    done = run_script(*options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Going on in epoch" in done.stdout
+    for name in ("history.csv", "report.json", "report.txt"):
+        assert (tmp_path / "run" / name).read_bytes() == (place / "run" / name).read_bytes()
+    once, twice = (np.load(each / "run" / "references.npz")["embeddings"] for each in (place, tmp_path))
+    np.testing.assert_array_equal(once, twice)
+    assert not list(tmp_path.glob("run/checkpoint-*"))
 
 
 def test_the_merge_loss_trains_and_predicts_on_a_folder_split_by_its_owner(tmp_path):
