@@ -304,9 +304,10 @@ def _hardest(labels, embeddings, distances, margin, distance):
     The distances only choose; those of the chosen are computed again from the embeddings, exactly also for near ones.
     The anchor itself may be chosen as its positive where all are at distance 0: the loss and gradient are the same.
     """
-    fixed, same = ops.stop_gradient(distances), labels[:, None] == labels[None, :]  # each of shape (batch, batch)
-    positive = ops.take(embeddings, ops.argmax(ops.where(same, fixed, -1), axis=1), axis=0)
-    negative = ops.take(embeddings, ops.argmin(ops.where(same, float("inf"), fixed), axis=1), axis=0)
+    same = labels[:, None] == labels[None, :]  # shape (batch, batch)
+    keys, infinite = _as_integers(distances)  # whose argmax is faster than that of floats
+    positive = ops.take(embeddings, ops.argmax(ops.where(same, keys, -1), axis=1), axis=0)
+    negative = ops.take(embeddings, ops.argmin(ops.where(same, infinite, keys), axis=1), axis=0)
     of_class = ops.sum(ops.cast(same, "int32"), axis=1)  # shape (batch,)
     valid = ops.logical_and(of_class > 1, of_class < ops.shape(labels)[0])
     to_positive, to_negative = _branch_distances(embeddings, positive, negative, distance)
@@ -324,11 +325,10 @@ def _all_by_sorting(distances, positives, negatives, margin):
     """
     fixed = ops.stop_gradient(distances)
     keys = ops.where(positives, fixed + margin, ops.where(negatives, fixed, float("inf")))  # shape (batch, batch)
-    # As integers that sort alike (IEEE 754), with room for one more bit: at equal keys, when the loss is 0 and the
-    # triplet not active, a positive comes before a negative.
-    integer, half = ("int64", 2**62) if keras.backend.standardize_dtype(keys.dtype) == "float64" else ("int32", 2**30)
-    integers = ops.reshape(ops.view(ops.reshape(keys, (-1, 1)), integer), ops.shape(keys))  # `view` wants a known axis
-    keys = 2 * (integers - half) + ops.cast(negatives, integer)
+    # As integers there is room for one more bit: at equal keys, when the loss is 0 and the triplet not active, a
+    # positive comes before a negative.
+    keys, infinite = _as_integers(keys)
+    keys = 2 * (keys - (infinite // 2 + 1)) + ops.cast(negatives, keys.dtype)
     order = ops.argsort(keys, axis=1)  # shape (batch, batch)
 
     kinds = ops.cast(positives, fixed.dtype) - ops.cast(negatives, fixed.dtype)
@@ -344,6 +344,14 @@ def _all_by_sorting(distances, positives, negatives, margin):
     losses = ops.sum(counts * ops.take_along_axis(distances, order, axis=1), axis=1) + margin * active
     valid = positives_before[:, -1] * negatives_before[:, -1]  # shape (batch,)
     return losses, ops.sum(active), ops.sum(valid)
+
+
+def _as_integers(values):
+    """Floats from 0 to infinity as integers that sort alike (IEEE 754), and an integer above them all."""
+    wide = keras.backend.standardize_dtype(values.dtype) == "float64"
+    column = ops.reshape(ops.stop_gradient(values), (-1, 1))  # since `view` must know the last axis
+    integers = ops.reshape(ops.view(column, "int64" if wide else "int32"), ops.shape(values))
+    return integers, 2**63 - 1 if wide else 2**31 - 1
 
 
 def _by_positives(labels, distances, negatives, margin, mining):
