@@ -239,13 +239,13 @@ def _check_folders(dataset, run_folder):
         raise InputError(
             f"`RUN_FOLDER` must not be inside `DATASET`. Received: {str(run_folder)!r} in {str(dataset)!r}"
         )
-    for name, other in (("train", "test"), ("test", "train")):
-        folders = [dataset / each for each in (name, other)]
-        if folders[0].is_dir() and _folders(folders[0]) and not (folders[1].is_dir() and _folders(folders[1])):
-            raise InputError(
-                f"`DATASET` must have class folders in {other}/ where it has some in {name}/. "
-                f"Received: {str(dataset)!r}"
-            )
+    halves = _halves(dataset)
+    if len(halves) == 1:
+        (other,) = {"train", "test"} - set(halves)
+        raise InputError(
+            f"`DATASET` must have class folders in {other}/ where it has some in {halves[0]}/. "
+            f"Received: {str(dataset)!r}"
+        )
 
 
 def class_folders(folder):
@@ -255,8 +255,12 @@ def class_folders(folder):
 
 def is_split(folder):
     """Whether a folder was split by its owner, into `train/CLASS/IMAGE` and `test/CLASS/IMAGE`."""
-    parts = [Path(folder) / "train", Path(folder) / "test"]
-    return all(part.is_dir() and _folders(part) for part in parts)
+    return len(_halves(folder)) == 2
+
+
+def _halves(folder):
+    """Which of `train` and `test` are in a folder and hold class folders."""
+    return [name for name in ("train", "test") if (Path(folder) / name).is_dir() and _folders(Path(folder) / name)]
 
 
 def _folders(folder):

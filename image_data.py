@@ -168,11 +168,11 @@ def _load_folder(folder, image_size, fit):
         if not any(piece.startswith(".") for piece in path.relative_to(part).parts)  # nor in a hidden folder
     ]
     files = [each for each in found if each[0].suffix.lower() in IMAGE_SUFFIXES]
-    others = Counter(path.suffix.lower() or "no suffix" for path, _, _ in found)
-    others = [f"{count:,} {suffix}" for suffix, count in sorted(others.items()) if suffix not in IMAGE_SUFFIXES]
-    if others:
+    kinds = Counter(path.suffix.lower() or "no suffix" for path, _, _ in found)
+    unread = [f"{count:,} {suffix}" for suffix, count in sorted(kinds.items()) if suffix not in IMAGE_SUFFIXES]
+    if unread:
         print(
-            f"Files in {folder} that are not read, of other kinds than {', '.join(IMAGE_SUFFIXES)}: {', '.join(others)}"
+            f"Files in {folder} that are not read, of other kinds than {', '.join(IMAGE_SUFFIXES)}: {', '.join(unread)}"
         )
     counts = np.bincount([label for _, label, part in files if part == parts[0]], minlength=len(class_names))
     if counts.min(initial=2) < 2 or (split and all(part == parts[0] for _, _, part in files)):

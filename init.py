@@ -114,8 +114,8 @@ def main():
     batches = Batches(train, plan, SEED, AUGMENT)
     metrics = loss.metrics()
     trained.compile(keras.optimizers.Adam(learning_rate(EPOCHS * len(batches))), loss, metrics=metrics)
-    references = image_data.sample(train, len(validation.labels), SEED)
-    check = NearestNeighbourAccuracy(model, embed, references, validation, NEIGHBOURS)
+    known = image_data.sample(train, len(validation.labels), SEED)
+    check = NearestNeighbourAccuracy(model, embed, known, validation, NEIGHBOURS)
     history = HistoryFile(folder / "history.csv")
     watch = Watch()
     parts = {"check": check, "history": history, "watch": watch}

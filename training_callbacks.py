@@ -1,4 +1,4 @@
-"""What happens beside the training steps: new batches for each epoch, and a nearest-neighbour check after it."""
+"""What happens beside the training steps: validation by nearest neighbour, history, alarms, the time left."""
 
 import time
 

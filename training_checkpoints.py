@@ -84,18 +84,18 @@ class Checkpoints(keras.callbacks.Callback):
         Raises:
             InputError: if it cannot be written, as on a full disk. The checkpoints before it stay as they are.
         """
-        variables = {name: keras.ops.convert_to_numpy(each) for name, each in self._variables().items()}
-        if not all(np.isfinite(array).all() for array in variables.values()):
+        arrays = {f"variable {name}": keras.ops.convert_to_numpy(each) for name, each in self._variables().items()}
+        if not all(np.isfinite(array).all() for array in arrays.values()):
             return
         places = {"epoch": epoch, "batch": batch, "data": self.data_checksum}
         parts = {name: part.state() for name, part in self.parts.items()}
         for name, state in parts.items():
             for key in [key for key, value in state.items() if isinstance(value, np.ndarray)]:
-                variables[f"{name} {key}"] = state.pop(key)
+                arrays[f"{name} {key}"] = state.pop(key)
         path = self.folder / f"checkpoint-{epoch:05d}-{batch:07d}.npz"
         try:
             with written_whole(path) as file:
-                np.savez(file, progress=np.array(json.dumps({**places, "parts": parts})), **variables)
+                np.savez(file, progress=np.array(json.dumps({**places, "parts": parts})), **arrays)
         except OSError as error:
             raise InputError(
                 f"`RUN_FOLDER` must have room for checkpoints. Received: {error}. The checkpoint before it is whole: "
@@ -129,38 +129,31 @@ class Checkpoints(keras.callbacks.Callback):
             for variable, value in zip(self.metric_variables, self.epoch_metrics, strict=True):
                 variable.assign(value)
             self.epoch_metrics = None
-        elif epoch != self.batches.epoch:
-            self.batches.start_epoch(epoch)
 
     def on_train_batch_end(self, batch, logs=None):
-        due = time.monotonic() - self.written >= self.seconds
-        following = self.batches.first_batch + batch + 1
-        last = batch + 1 == len(self.batches)  # its checkpoint is the one at the end of the epoch
-        if (due or self.interrupted_by) and not last:
-            self.model  # noqa: B018 - on JAX, asking for the model brings its variables up to date
-            self.save(self.batches.epoch, following)
-            self._stop_if_interrupted()
+        if batch + 1 < len(self.batches):  # of the last, the checkpoint is the one at the end of the epoch
+            self._save_if_due(self.batches.epoch, self.batches.first_batch + batch + 1)
 
     def on_epoch_end(self, epoch, logs=None):
         if self.model.stop_training:  # by another callback, for a reason that it told
             self.stopped = True
             return
-        due = time.monotonic() - self.written >= self.seconds
         was_rest = self.batches.first_batch > 0
         self.batches.start_epoch(epoch + 1)
-        if self.interrupted_by or due or epoch + 1 == self.params["epochs"]:
-            self.save(epoch + 1, 0)
-            self._stop_if_interrupted()
+        self._save_if_due(epoch + 1, 0, last=epoch + 1 == self.params["epochs"])
         self.model.stop_training = was_rest
 
-    def _stop_if_interrupted(self):
+    def _save_if_due(self, epoch, batch, last=False):
+        if last or self.interrupted_by or time.monotonic() - self.written >= self.seconds:
+            self.model  # noqa: B018 - on JAX, asking for the model brings its variables up to date
+            self.save(epoch, batch)
         if self.interrupted_by:
             raise Interrupted(self.interrupted_by)
 
     def _variables(self):
         """Each variable that training depends on, by its place; their names count what else the process has built."""
         everything = [*self.trained.variables, *self.trained.optimizer.variables, *self.metric_variables]
-        return {f"variable {place}": each for place, each in enumerate(everything)}
+        return {str(place): each for place, each in enumerate(everything)}
 
     def _take(self, arrays, path):
         progress = json.loads(str(arrays.pop("progress")))
@@ -169,8 +162,7 @@ class Checkpoints(keras.callbacks.Callback):
                 f"`DATASET` must hold the images that {path} was trained on; they have changed. "
                 "Start again with --start-afresh True"
             )
-        variables = self._variables()
-        stored = {name: array for name, array in arrays.items() if name.startswith("variable ")}
+        variables, stored = self._variables(), _belonging_to("variable", arrays)
         expected = {name: tuple(each.shape) for name, each in variables.items()}
         if {name: array.shape for name, array in stored.items()} != expected:
             raise InputError(
@@ -179,18 +171,20 @@ class Checkpoints(keras.callbacks.Callback):
             )
         for name, each in variables.items():
             each.assign(stored[name])
-        self.epoch_metrics = [keras.ops.convert_to_numpy(each) for each in self.metric_variables]
         for name, part in self.parts.items():
-            of_part = {
-                key.removeprefix(f"{name} "): value for key, value in arrays.items() if key.startswith(f"{name} ")
-            }
-            part.set_state({**progress["parts"][name], **of_part})
+            part.set_state({**progress["parts"][name], **_belonging_to(name, arrays)})
         self.batches.start_epoch(progress["epoch"], progress["batch"])
-        if progress["batch"] == 0:
-            self.epoch_metrics = None
+        if progress["batch"] > 0:
+            self.epoch_metrics = [keras.ops.convert_to_numpy(each) for each in self.metric_variables]
+        else:
             for metric in self.metrics:  # which Keras resets only once it has used them
                 metric.reset_state()
         print(f"Going on in epoch {progress['epoch'] + 1} after {progress['batch']} batches, from {path}")
+
+
+def _belonging_to(owner, arrays):
+    """The arrays whose names begin with an owner's, by the rest of their names."""
+    return {key.removeprefix(f"{owner} "): array for key, array in arrays.items() if key.startswith(f"{owner} ")}
 
 
 def _read(path):

@@ -1,4 +1,4 @@
-"""The nearest-neighbour check that keeps the best weights."""
+"""The nearest-neighbour check that keeps the best weights, the history, the alarms and the time left."""
 
 import keras
 import numpy as np

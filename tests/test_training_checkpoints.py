@@ -206,3 +206,43 @@ def test_weights_that_are_not_finite_are_never_stored(tmp_path):
     batches = Batches(images(), classes_and_images(images().labels, 3, 2))
     Checkpoints(model, [], batches, {}, tmp_path, ALWAYS).save(2, 0)
     assert [path.read_bytes() for path in stored(tmp_path)] == kept
+
+
+def test_fit_sees_the_plan_of_each_epoch_in_order_also_when_it_goes_on(tmp_path):
+    data, seen = images(), []
+
+    class Seen(Batches):
+        def __getitem__(self, number):
+            given = super().__getitem__(number)
+            seen.append((self.epoch, self.first_batch + number, tuple(self.batches[number]), tuple(given[1])))
+            return given
+
+    plan = classes_and_images(data.labels, 3, 2)
+    for kill_after in (7, None):
+        watched = Seen(data, plan, 5, "shift")
+        model = keras.Sequential([keras.Input((3, 8, 8), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(2)])
+        model.compile("sgd", InBatchTripletLoss(), jit_compile=keras.backend.backend() == "jax")
+        checkpoints = Checkpoints(model, [], watched, {}, tmp_path, ALWAYS)
+        checkpoints.restore()
+        callbacks = [
+            checkpoints,
+            *([Kill(kill_after, lambda: os.kill(os.getpid(), signal.SIGTERM))] if kill_after else []),
+        ]
+        try:
+            with checkpoints.told_of_signals():
+                while checkpoints.going_on(EPOCHS):
+                    start = watched.epoch
+                    model.fit(
+                        watched, initial_epoch=start, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks
+                    )
+        except Interrupted:
+            assert kill_after
+    batches = Batches(data, plan, 5, "shift")
+    for epoch in range(EPOCHS):
+        batches.start_epoch(epoch)
+        expected = {
+            (epoch, number, tuple(indices), tuple(data.labels[indices]))
+            for number, indices in enumerate(batches.batches)
+        }
+        assert expected <= set(seen)
+    assert len({indices for _, _, indices, _ in seen}) > 4
