@@ -47,6 +47,7 @@ RULES = {
     "VALIDATION_FRACTION": _number_between(0, 1),
     "IMAGE_SIZE": _integer_from(8),
     "FIT": _one_of("scale", "pad"),
+    "UNREADABLE_IMAGES": _one_of("stop", "skip"),
     "AUGMENT": _one_of("none", "shift", "shift_flip"),
     "BACKBONE": (str, str.isidentifier, "the name of a constructor in keras.applications"),
     "WEIGHTS": (

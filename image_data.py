@@ -1,6 +1,7 @@
 """CIFAR-10, scikit-learn's digits or a folder of images as the same arrays, and splits of them."""
 
 import math
+import os
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ class Images(NamedTuple):
     labels: np.ndarray
 
 
-def load_images(dataset, image_size, fit, test_fraction, seed):
+def load_images(dataset, image_size, fit, test_fraction, seed, unreadable="stop"):
     """Loads a data set, split into what is trained on and what is tested.
 
     CIFAR-10 has a test set of its own, and so has a folder of `train/CLASS/IMAGE` and `test/CLASS/IMAGE`; the digits
@@ -46,12 +47,13 @@ def load_images(dataset, image_size, fit, test_fraction, seed):
         fit: `"scale"` or `"pad"`, as in `fine_tuned_models`; only used for a folder of mixed or larger sizes.
         test_fraction: float, the share of images to test where the data set has no test set.
         seed: int, of the split.
+        unreadable: `"stop"`, where image files of a folder cannot be read, or `"skip"` them, with a count.
 
     Returns:
         Tuple of the training `Images`, the test `Images`, and the list of class names.
 
     Raises:
-        InputError: if the data set cannot be downloaded, or the folder cannot be used.
+        InputError: if the data set cannot be downloaded, or the folder cannot be used: all that is wrong with it.
     """
     if dataset == "cifar10":
         return *_load_cifar10(), list(CIFAR10_CLASSES)
@@ -62,7 +64,7 @@ def load_images(dataset, image_size, fit, test_fraction, seed):
         class_names = [str(name) for name in digits.target_names]
         whole = Images(images, digits.target.astype("int32"))
     else:
-        whole, number_of_training_images, class_names = _load_folder(Path(dataset), image_size, fit)
+        whole, number_of_training_images, class_names = _load_folder(Path(dataset), image_size, fit, unreadable)
         if number_of_training_images:
             cut = number_of_training_images
             return Images(*(part[:cut] for part in whole)), Images(*(part[cut:] for part in whole)), class_names
@@ -147,7 +149,7 @@ def _load_cifar10():
     return [Images(images, labels.reshape(-1).astype("int32")) for images, labels in parts]
 
 
-def _load_folder(folder, image_size, fit):
+def _load_folder(folder, image_size, fit, unreadable):
     """Reads a folder of images: `Images`, how many of them are in `train/` (0 if it is not split), class names."""
     class_names = class_folders(folder)
     split = is_split(folder)
@@ -156,16 +158,12 @@ def _load_folder(folder, image_size, fit):
         others = sorted(entry.name for entry in folder.iterdir() if entry not in parts)
         if others:
             print(f"Beside train and test in {folder}, and not read: {', '.join(others)}")
-        unknown = sorted(set(class_folders(folder / "test")) - set(class_names))
-        if unknown:
-            raise InputError(f"Every class in {folder / 'test'} must be in {folder / 'train'} too. Received: {unknown}")
+    closed = []  # errors of folders that cannot be listed
     found = [
         (path, label, part)
         for part in parts
         for label, name in enumerate(class_names)
-        for path in sorted((part / name).rglob("*") if (part / name).is_dir() else ())
-        if path.is_file()
-        if not any(piece.startswith(".") for piece in path.relative_to(part).parts)  # nor in a hidden folder
+        for path in (_files_in(part / name, closed) if (part / name).is_dir() else ())
     ]
     files = [each for each in found if each[0].suffix.lower() in IMAGE_SUFFIXES]
     kinds = Counter(path.suffix.lower() or "no suffix" for path, _, _ in found)
@@ -173,13 +171,6 @@ def _load_folder(folder, image_size, fit):
     if unread:
         print(
             f"Files in {folder} that are not read, of other kinds than {', '.join(IMAGE_SUFFIXES)}: {', '.join(unread)}"
-        )
-    counts = np.bincount([label for _, label, part in files if part == parts[0]], minlength=len(class_names))
-    if counts.min(initial=2) < 2 or (split and all(part == parts[0] for _, _, part in files)):
-        few = [name for name, count in zip(class_names, counts, strict=True) if count < 2] or ["test"]
-        raise InputError(
-            f"Every class folder in {parts[0]} must hold at least two images ({', '.join(IMAGE_SUFFIXES)}), and a "
-            f"test folder at least one. Received too few in: {', '.join(few)}"
         )
     paths = [path for path, _, _ in files]
     with ThreadPoolExecutor() as pool:
@@ -189,9 +180,54 @@ def _load_folder(folder, image_size, fit):
         size = (image_size, image_size)
     memory = 3 * math.prod(size) * len(paths) / 2**20
     print(f"Reading {len(paths):,} images at {size[0]}×{size[1]} pixels: {memory:,.0f} MiB of memory")
-    images = read_images(paths, size, fit)
+    images, errors = _read(paths, size, fit)
+
+    readable = np.array([path not in errors for path in paths], bool)
     labels = np.array([label for _, label, _ in files], "int32")
-    return Images(images, labels), sum(part == parts[0] for *_, part in files) if split else 0, class_names
+    to_train = np.array([part == parts[0] for _, _, part in files], bool)
+    problems = [str(error) for error in closed]
+    if split:
+        unknown = sorted(set(class_folders(parts[1])) - set(class_names))
+        problems += [f"{parts[1] / name}: a class that {parts[0]} lacks" for name in unknown]
+        problems += [] if (readable & ~to_train).any() else [f"{parts[1]}: no image of a known class"]
+    counts = np.bincount(labels[readable & to_train], minlength=len(class_names))
+    problems += [
+        f"{parts[0] / name}: {count} image{'s' if count == 0 else ''}, where every class needs two at least"
+        for name, count in zip(class_names, counts, strict=True)
+        if count < 2
+    ]
+    _tell_of_unusable(problems, errors, unreadable)
+    return Images(images[readable], labels[readable]), int((readable & to_train).sum()) if split else 0, class_names
+
+
+def _tell_of_unusable(problems, errors, unreadable):
+    """Raises InputError with all that is wrong with a folder, or prints which files are left out."""
+    named = [f"{path}: {error}" for path, error in errors.items()]
+    if problems or (errors and unreadable == "stop"):
+        remedy = "; --unreadable-images skip leaves out files that cannot be read" if errors else ""
+        raise InputError(
+            f"`DATASET` must be a folder of images ({', '.join(IMAGE_SUFFIXES)}) that can all be used{remedy}. "
+            "Received:\n  " + "\n  ".join(problems + named)
+        )
+    if errors:
+        print(
+            f"Left out {len(errors):,} files that cannot be read:\n  "
+            + "\n  ".join(named[:20] + ["..."] * (len(named) > 20))
+        )
+
+
+def _files_in(folder, closed):
+    """Paths of the files below a folder, in a fixed order, those of hidden folders and hidden files left out.
+
+    Symbolic links are followed, each folder once. Errors of folders that cannot be listed are added to `closed`.
+    """
+    paths, seen = [], set()
+    for place, folders, names in os.walk(folder, onerror=closed.append, followlinks=True):
+        seen.add(os.path.realpath(place))
+        kept = (name for name in sorted(folders) if not name.startswith("."))
+        folders[:] = [name for name in kept if os.path.realpath(os.path.join(place, name)) not in seen]
+        paths += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
+    return paths
 
 
 def read_images(paths, size, fit="scale"):
@@ -206,8 +242,17 @@ def read_images(paths, size, fit="scale"):
         uint8, shape `(n, 3, height, width)`.
 
     Raises:
-        InputError: if files cannot be read as images; it names them.
+        InputError: if files cannot be read as images; it names them all.
     """
+    images, errors = _read(paths, size, fit)
+    if errors:
+        named = "".join(f"\n  {path}: {error}" for path, error in errors.items())
+        raise InputError(f"Every image file must be readable. Received:{named}")
+    return images
+
+
+def _read(paths, size, fit):
+    """Image files as an array `(n, 3, height, width)`, and a dict of the errors of those that cannot be read."""
     try:
         images = np.empty((len(paths), 3, *size), "uint8")
     except MemoryError as error:
@@ -221,14 +266,14 @@ def read_images(paths, size, fit="scale"):
         number, path = item
         images[number] = _rgb_pixels(path, size, fit)
 
-    results = []
+    errors = {}
     with ThreadPoolExecutor() as pool:
-        for result in pool.map(_told(read), enumerate(paths)):
-            results.append(result)
-            if len(results) % 256 == 0 or len(results) == len(paths):
-                progress.update(len(results))
-    _check_readable(paths, results)
-    return images
+        for number, (path, error) in enumerate(zip(paths, pool.map(_told(read), enumerate(paths)), strict=True), 1):
+            if error is not None:
+                errors[path] = error
+            if number % 256 == 0 or number == len(paths):
+                progress.update(number)
+    return images, errors
 
 
 def _told(read):
@@ -241,15 +286,6 @@ def _told(read):
             return error
 
     return read_or_error
-
-
-def _check_readable(paths, results):
-    """Raises InputError that names the files whose result is an error."""
-    bad = [(path, result) for path, result in zip(paths, results, strict=True) if isinstance(result, Exception)]
-    if bad:
-        shown = "; ".join(f"{path} ({error})" for path, error in bad[:20])
-        more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise InputError(f"Every image file must be readable. Received {len(bad)} that are not: {shown}{more}")
 
 
 def _stored_size(path):

@@ -22,6 +22,7 @@ TEST_FRACTION = 0.2  # share of the images to test, where the data set has no te
 VALIDATION_FRACTION = 0.1  # share of the training images held back, to choose the best epoch by
 IMAGE_SIZE = 224  # pixels, height and width that the network is given; smaller is faster
 FIT = "scale"  # "scale" images to IMAGE_SIZE, or "pad" them with black where they are smaller
+UNREADABLE_IMAGES = "stop"  # "stop" where image files cannot be read, and name them all, or "skip" them with a count
 AUGMENT = "shift_flip"  # "none", "shift" by up to 1/8, or "shift_flip", mirrored too (not for digits or text)
 # Model
 BACKBONE = "ResNet50"  # a constructor in keras.applications, such as "VGG16" or "InceptionV3"
@@ -84,7 +85,7 @@ def main():
     say_where_it_runs()
 
     # Load and split the images.
-    train, test, class_names = image_data.load_images(DATASET, IMAGE_SIZE, FIT, TEST_FRACTION, SEED)
+    train, test, class_names = image_data.load_images(DATASET, IMAGE_SIZE, FIT, TEST_FRACTION, SEED, UNREADABLE_IMAGES)
     train, validation = image_data.stratified_split(train, VALIDATION_FRACTION, SEED)
     say_what_was_loaded(train, validation, test, class_names)
 

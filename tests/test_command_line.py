@@ -33,6 +33,7 @@ CASES = {
     "VALIDATION_FRACTION": (["0", "1", "1.5", ""], ["0.01", "5e-1"], ["above 0", "below 1"]),
     "IMAGE_SIZE": (["7", "0", "-32", "32.0", "32px", "inf"], ["32", "96"], ["whole number", "8"]),
     "FIT": (["crop", "Scale", ""], ["scale", "pad"], ["scale", "pad"]),
+    "UNREADABLE_IMAGES": (["ignore", ""], ["stop", "skip"], ["stop", "skip"]),
     "AUGMENT": (["flip", "shift flip"], ["none", "shift", "shift_flip"], ["none", "shift", "shift_flip"]),
     "BACKBONE": (["", "ResNet-50", "os.path"], ["VGG16", "MobileNetV2"], ["keras.applications"]),
     "WEIGHTS": (["", str(FOLDER), "x" * 300], ["imagenet", "none", __file__], ["imagenet", "none", "file"]),
