@@ -1,6 +1,7 @@
 """The network: what it is given, what trains, which weights it takes, and that it can be loaded again alone."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -172,15 +173,43 @@ def test_weights_of_an_earlier_run_go_on(tmp_path):
     np.testing.assert_allclose(embed(again, images), embed(first, images), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["of another network", "no weights at all"])
-def test_a_weights_file_that_does_not_fit_is_refused_by_name(kind, tmp_path):
-    path = tmp_path / "other.weights.h5"
+@pytest.mark.parametrize("name", ["other.weights.h5", "other.h5", "other.keras", "other.npz"])
+@pytest.mark.parametrize("kind", ["of another network", "cut off", "no weights at all", "empty"])
+def test_a_weights_file_that_does_not_fit_is_refused_by_name(kind, name, tmp_path):
+    path = tmp_path / name
     if kind == "no weights at all":
         path.write_text("not HDF5")
+    elif kind == "empty":
+        path.touch()
+    elif name.endswith("npz"):
+        np.savez(path, kernel=np.zeros(3))
     else:
-        keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(path)
-    with pytest.raises(InputError, match=r"`WEIGHTS`.*other\.weights\.h5"):
+        other = small_model(
+            weights="none", frozen_layers=0, backbone="VGG16" if kind == "of another network" else "MobileNet"
+        )
+        (other.save_weights if "weights" in name else other.save)(path)
+        if kind == "cut off":
+            path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(InputError, match=rf"`WEIGHTS` must be .*Received: '.*{re.escape(name)}'"):
         small_model(weights=str(path))
+
+
+def test_a_weights_file_runs_no_code(tmp_path):
+    """A `.keras` file may hold a function, which Keras would run if it built the model."""
+    ran = tmp_path / "ran"
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Lambda(lambda x: (open(ran, "w"), x)[1]), keras.layers.Dense(1)]
+    )
+    path = tmp_path / "odd.keras"
+    model.save(path)
+    ran.unlink()
+    with pytest.raises(InputError, match="`WEIGHTS` must be"):
+        small_model(weights=str(path))
+    with pytest.raises(ValueError, match=r"[Ll]ambda"):
+        keras.saving.load_model(path)
+    assert not ran.exists()
+    keras.saving.load_model(path, safe_mode=False)
+    assert ran.exists()  # that it would have been seen
 
 
 def test_what_cannot_be_built_is_refused_in_a_sentence():

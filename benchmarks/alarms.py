@@ -1,0 +1,56 @@
+"""Shows when the watch on the training speaks: settings that go wrong, and ten healthy runs of different seeds.
+
+    python benchmarks/alarms.py                  13 short runs on scikit-learn's digits
+
+Ends in exit code 1 if a run that goes wrong is not told, or a healthy one is.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent.parent
+RUN = (
+    "--dataset digits --backbone MobileNet --image-size 32 --augment none --weights none --frozen-layers 0 "
+    "--precision float32 --images-per-class 4 --learning-rate 1e-3 --epochs 4"
+).split()
+ALARMS = ("collapse", "no triplet had a loss", "not finite")
+WRONG = {
+    "batch-hard, high learning rate": ("collapse", "--mining batch_hard --learning-rate 0.3"),
+    "all embeddings apart at once": ("no triplet had a loss", "--margin 0.001 --mining batch_hard --epochs 12"),
+    "learning rate beyond all measure": ("not finite", "--learning-rate 9.9 --warm-up 0"),
+}
+
+
+def alarms_of(options, folder):
+    """Which alarms a run raised, how often, and its last validation accuracy."""
+    command = [sys.executable, str(FOLDER / "init.py"), *RUN, *options, "--run-folder", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    raised = {alarm: done.stdout.count(alarm) for alarm in ALARMS if alarm in done.stdout}
+    accuracies = [line.rsplit("val_accuracy: ", 1)[1] for line in done.stdout.splitlines() if "val_accuracy: " in line]
+    said = [line for line in done.stdout.splitlines() if any(alarm in line for alarm in ALARMS)]
+    return raised, accuracies[-1] if accuracies else "none", said
+
+
+def main():
+    as_expected = True
+    with tempfile.TemporaryDirectory() as place:
+        for number, (name, (alarm, options)) in enumerate(WRONG.items()):
+            raised, accuracy, said = alarms_of(options.split(), Path(place, f"wrong_{number}"))
+            as_expected &= raised.get(alarm) == 1
+            print(f"{name} ({options}): {raised}, val_accuracy {accuracy}", *said, sep="\n    ", flush=True)
+        for seed in range(10):
+            raised, accuracy, said = alarms_of(["--seed", str(seed)], Path(place, f"healthy_{seed}"))
+            as_expected &= not raised
+            print(
+                f"healthy, seed {seed}: {raised or 'no alarm'}, val_accuracy {accuracy}",
+                *said,
+                sep="\n    ",
+                flush=True,
+            )
+    return 0 if as_expected else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
