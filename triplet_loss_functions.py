@@ -369,8 +369,9 @@ def _by_positives(labels, distances, negatives, margin, mining):
     number_of_positives = ops.where(ops.any(negatives, axis=1), end - start - 1, 0)  # shape (batch,)
     columns = ops.arange(batch, dtype="int32")
     if mining == "semi_hard":
-        infinite = ops.where(negatives, fixed, float("inf"))  # shape (batch, batch)
-        farthest = ops.argmax(ops.where(negatives, fixed, -1), axis=1)[:, None]  # shape (batch, 1)
+        keys, infinite = _as_integers(distances)  # whose argmin is faster than that of floats
+        of_negatives = ops.where(negatives, keys, infinite)  # shape (batch, batch)
+        farthest = ops.argmax(ops.where(negatives, keys, -1), axis=1)[:, None]  # shape (batch, 1)
 
     def add_one_positive(step, sums):
         weights, summed, active_count, mined_count = sums
@@ -378,9 +379,10 @@ def _by_positives(labels, distances, negatives, margin, mining):
         to_positive = ops.take_along_axis(fixed, positive, axis=1)  # shape (batch, 1)
         exists = (step <= number_of_positives)[:, None]  # shape (batch, 1)
         if mining == "semi_hard":
-            farther = ops.where(infinite > to_positive, infinite, float("inf"))  # shape (batch, batch)
+            than = ops.take_along_axis(keys, positive, axis=1)  # shape (batch, 1)
+            farther = ops.where(of_negatives > than, of_negatives, infinite)  # shape (batch, batch)
             nearest = ops.argmin(farther, axis=1)[:, None]  # shape (batch, 1)
-            found = ops.take_along_axis(farther, nearest, axis=1) < float("inf")
+            found = ops.take_along_axis(farther, nearest, axis=1) < infinite
             negative = ops.where(found, nearest, ops.cast(farthest, nearest.dtype))
             mined, to_negative = exists, ops.take_along_axis(fixed, negative, axis=1)  # each of shape (batch, 1)
         else:
