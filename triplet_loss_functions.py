@@ -15,8 +15,8 @@ own class, than to a negative, an image of another class, by a margin; in square
     outputs = keras.ops.stack([anchor, positive, negative], axis=1)  # shape (batch, 3, embedding_size)
     model.compile(loss=MergeTripletLoss(margin=0.3))
 
-Both are finite, with finite gradients, for every batch of finite embeddings. An anchor without a positive or without a
-negative takes no part; a batch without any triplet has loss 0 and gradient 0. No tensor has three batch axes.
+Both are finite, with finite gradients, for every batch of embeddings shorter than 1e18. An anchor without a positive or
+without a negative takes no part; a batch without any triplet has loss 0 and gradient 0. No tensor has three batch axes.
 """
 
 import keras
@@ -25,6 +25,7 @@ from keras import ops
 MINING = ("batch_all", "batch_hard", "semi_hard", "all_semi_hard")
 DISTANCES = ("squared", "euclidean")
 AVERAGES = ("auto", "active", "all", "sum")
+STATISTICS = ("active_triplets", "positive_distance", "negative_distance")
 
 
 def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", distance="squared", average="auto"):
@@ -36,7 +37,8 @@ def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", di
     - `"batch_hard"`: each anchor's farthest positive with its nearest negative (the same paper, equation 5).
     - `"semi_hard"`: each anchor-positive pair with the nearest negative that is farther than the positive (FaceNet,
       section 3.2); where none is farther, with the farthest negative, as in TensorFlow Addons.
-    - `"all_semi_hard"`: every valid triplet whose negative is farther than the positive and violates the margin.
+    - `"all_semi_hard"`: every valid triplet whose negative is farther than the positive and violates the margin
+      (with the soft margin, which all violate: every valid triplet whose negative is farther).
 
     The average says what the batch's loss is: the mean over the `"active"` triplets, those of positive loss; the mean
     over `"all"` the mined ones (for `"all_semi_hard"` all valid ones); or their `"sum"` (FaceNet's equation 2).
@@ -46,13 +48,15 @@ def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", di
     and O(batch² · images of the largest class) otherwise.
 
     Args:
-        labels: integers of any dtype, shape `(batch,)` or `(batch, 1)`. `fit` makes them float32, in which integers
-            above 2**24 are no longer told apart.
+        labels: integers of any dtype that the backend has, shape `(batch,)` or `(batch, 1)`, of at least one image.
+            `fit` makes them float32, in which integers above 2**24 are no longer told apart.
         embeddings: floats, shape `(batch, embedding_size)`; float16 and bfloat16 are computed in float32.
         margin: positive float, in the unit of the distance; or `"soft"`, log(1 + exp(.)) in place of max(0, . +
             margin) (Hermans et al. 2017, section 2).
         mining: one of the four above.
-        distance: `"squared"` Euclidean, as in FaceNet, or `"euclidean"`, whose gradient at distance 0 is 0.
+        distance: `"squared"` Euclidean, as in FaceNet, or `"euclidean"`, whose gradient at distance 0 is 0. A root is
+            less exact near 0: of unit vectors nearer than 1e-3, Euclidean distances carry an error of up to 1e-3,
+            but for `"batch_hard"`, which computes them from the embeddings' differences.
         average: `"auto"`, `"active"`, `"all"` or `"sum"`.
 
     Returns:
@@ -60,7 +64,8 @@ def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", di
 
     Raises:
         ValueError: if labels or embeddings have another shape, labels are seen to be fractional, or another argument
-            is none of those named.
+            is none of those named, or the average over `"active"` triplets is asked for with the soft margin, with
+            which all are.
     """
     average = _checked_choices(margin, mining, distance, average)
     labels, embeddings = _checked_batch(labels, embeddings)
@@ -106,7 +111,7 @@ def merge_triplet_loss(anchor, positive, negative, margin=0.3, distance="squared
     Raises:
         ValueError: if the shapes differ, or another argument is none of those named.
     """
-    average = _checked_choices(margin, "batch_hard", distance, average)
+    average = _checked_choices(margin, "batch_hard", distance, average)  # averaged as batch-hard triplets are
     to_positive, to_negative = _branch_distances(anchor, positive, negative, distance)
     losses, slopes = _loss_of_gap(to_positive - to_negative, margin)  # each of shape (batch,)
     active, mined = _count(_is_active(slopes, margin)), _count(ops.ones_like(losses))
@@ -139,6 +144,8 @@ class InBatchTripletLoss(keras.losses.Loss):
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"`dtype` must be float32 or float64, or labels are confused. Received: {self.dtype}")
         _checked_choices(margin, mining, distance, average)
         self.settings = {"margin": margin, "mining": mining, "distance": distance, "average": average}
 
@@ -153,19 +160,16 @@ class InBatchTripletLoss(keras.losses.Loss):
         Returns:
             list of three metrics: `active_triplets`, `positive_distance` and `negative_distance`.
         """
+        return [TripletStatistic(self, name) for name in STATISTICS]
 
-        def active_triplets(labels, embeddings):
-            return in_batch_triplet_statistics(labels, embeddings, **self.settings)[1]["active_triplets"]
-
-        def positive_distance(labels, embeddings):
-            labels, embeddings = _checked_batch(labels, embeddings)
-            return _mean_where(_pairs(labels)[0], _distances(embeddings, self.settings["distance"]))
-
-        def negative_distance(labels, embeddings):
-            labels, embeddings = _checked_batch(labels, embeddings)
-            return _mean_where(_pairs(labels)[1], _distances(embeddings, self.settings["distance"]))
-
-        return _metrics(active_triplets, positive_distance, negative_distance)
+    def statistic(self, name, labels, embeddings):
+        """One of the statistics of a batch, computed without what it does not need."""
+        if name == "active_triplets":
+            return in_batch_triplet_statistics(labels, embeddings, **self.settings)[1][name]
+        labels, embeddings = _checked_batch(labels, embeddings)
+        positives, negatives = _pairs(labels)
+        distances = _distances(embeddings, self.settings["distance"])
+        return _mean_where(positives if name == "positive_distance" else negatives, distances)
 
     def get_config(self):
         return {**super().get_config(), **self.settings}
@@ -191,7 +195,7 @@ class MergeTripletLoss(keras.losses.Loss):
 
     def __init__(self, margin=0.3, distance="squared", average="all", name="merge_triplet_loss", **kwargs):
         super().__init__(name=name, **kwargs)
-        _checked_choices(margin, "batch_hard", distance, average)
+        _checked_choices(margin, "batch_hard", distance, average)  # averaged as batch-hard triplets are
         self.settings = {"margin": margin, "distance": distance, "average": average}
 
     def call(self, y_true, y_pred):
@@ -199,29 +203,52 @@ class MergeTripletLoss(keras.losses.Loss):
 
     def metrics(self):
         """The same three metrics as `InBatchTripletLoss.metrics`, over the given triplets."""
+        return [TripletStatistic(self, name) for name in STATISTICS]
 
-        margin, distance = self.settings["margin"], self.settings["distance"]
-
-        def active_triplets(targets, merged):
-            to_positive, to_negative = _branch_distances(*_branches(merged), distance)
+    def statistic(self, name, targets, merged):
+        """One of the statistics of each triplet, shape `(batch,)`."""
+        to_positive, to_negative = _branch_distances(*_branches(merged), self.settings["distance"])
+        if name == "active_triplets":
+            margin = self.settings["margin"]
             return ops.cast(_is_active(_loss_of_gap(to_positive - to_negative, margin)[1], margin), "float32")
-
-        def positive_distance(targets, merged):
-            return _branch_distances(*_branches(merged), distance)[0]
-
-        def negative_distance(targets, merged):
-            return _branch_distances(*_branches(merged), distance)[1]
-
-        return _metrics(active_triplets, positive_distance, negative_distance)
+        return to_positive if name == "positive_distance" else to_negative
 
     def get_config(self):
         return {**super().get_config(), **self.settings}
 
 
+@keras.saving.register_keras_serializable("triplet_loss")
+class TripletStatistic(keras.metrics.Mean):
+    """A statistic for the metrics of `compile`, a mean over batches; sample weights play no part.
+
+    Args:
+        loss: `InBatchTripletLoss` or `MergeTripletLoss`.
+        statistic: `"active_triplets"`, `"positive_distance"` or `"negative_distance"`.
+        name: str, the metric's name; the statistic's if not given.
+        **kwargs: `dtype` of `keras.metrics.Mean`.
+    """
+
+    def __init__(self, loss, statistic, name=None, **kwargs):
+        super().__init__(name=name or statistic, **kwargs)
+        self.loss, self.statistic = loss, statistic
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(self.loss.statistic(self.statistic, y_true, y_pred))
+
+    def get_config(self):
+        loss = keras.saving.serialize_keras_object(self.loss)
+        return {**super().get_config(), "loss": loss, "statistic": self.statistic}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
+
+
 def squared_distances(embeddings):
     """Squared Euclidean distances between all embeddings of a batch, never negative, 0 on the diagonal.
 
-    On unit vectors they are exact to 1e-6, also where a GPU multiplies float32 matrices in TF32.
+    On unit vectors they are exact to 3e-6, also where a GPU multiplies float32 matrices in TF32; between whole numbers
+    that float32 can hold, and between duplicates, exact.
 
     Args:
         embeddings: floats, shape `(batch, embedding_size)`.
@@ -230,7 +257,7 @@ def squared_distances(embeddings):
         Distances of shape `(batch, batch)`.
     """
     embeddings = _at_least_float32(embeddings)
-    embeddings = embeddings - ops.stop_gradient(ops.mean(embeddings, axis=0))  # nearer to 0, so less is cancelled
+    embeddings = embeddings - ops.stop_gradient(embeddings[:1])  # nearer to 0, where less is cancelled
     products = _products(embeddings)  # shape (batch, batch)
     norms = ops.diagonal(products)  # shape (batch,); rounded as the products are, so that duplicates are at 0
     return ops.relu(norms[:, None] - 2 * products + norms[None, :])
@@ -239,11 +266,15 @@ def squared_distances(embeddings):
 def _products(embeddings):
     """Dot products between all embeddings, as exact where a GPU multiplies in TF32 (10 bits of mantissa).
 
-    Each number is split into its leading 11 bits, of which TF32 loses none or nothing that matters, and the rest
-    (Veltkamp's splitting); what TF32 loses of the products with the rest is below float32's own rounding.
+    Each number is split into its leading 10 bits, of which TF32 loses nothing, and the rest; what TF32 loses of the
+    products with the rest is below float32's own rounding. The split is by bits, since a compiler might simplify one
+    by arithmetic (Veltkamp's).
     """
-    scaled = embeddings * 8193.0  # 2**13 + 1
-    leading = scaled - (scaled - embeddings)
+    if keras.backend.standardize_dtype(embeddings.dtype) == "float64":
+        return ops.matmul(embeddings, ops.transpose(embeddings))
+    fixed = ops.stop_gradient(embeddings)
+    leading = ops.view(ops.bitwise_and(ops.view(fixed, "int32"), -(2**13)), "float32")
+    leading = embeddings + ops.stop_gradient(leading - fixed)  # with the gradient of the embeddings
     rest = embeddings - leading
     crossed = ops.matmul(leading, ops.transpose(rest))  # shape (batch, batch)
     return ops.matmul(leading, ops.transpose(leading)) + (crossed + ops.transpose(crossed))
@@ -290,7 +321,7 @@ def _mined_losses(labels, embeddings, margin, mining, distance):
     distances = _distances(embeddings, distance)  # shape (batch, batch)
     positives, negatives = _pairs(labels)  # each of shape (batch, batch)
     if mining == "batch_hard":
-        sums = _hardest(labels, embeddings, distances, margin, distance)
+        sums = _hardest(embeddings, distances, positives, negatives, margin, distance)
     elif mining == "batch_all" and margin != "soft":
         sums = _all_by_sorting(distances, positives, negatives, margin)
     else:
@@ -298,18 +329,15 @@ def _mined_losses(labels, embeddings, margin, mining, distance):
     return *sums, distances, positives, negatives
 
 
-def _hardest(labels, embeddings, distances, margin, distance):
+def _hardest(embeddings, distances, positives, negatives, margin, distance):
     """Batch-hard losses `(batch,)`, and the numbers of active and of mined triplets.
 
     The distances only choose; those of the chosen are computed again from the embeddings, exactly also for near ones.
-    The anchor itself may be chosen as its positive where all are at distance 0: the loss and gradient are the same.
     """
-    same = labels[:, None] == labels[None, :]  # shape (batch, batch)
     keys, infinite = _as_integers(distances)  # whose argmax is faster than that of floats
-    positive = ops.take(embeddings, ops.argmax(ops.where(same, keys, -1), axis=1), axis=0)
-    negative = ops.take(embeddings, ops.argmin(ops.where(same, infinite, keys), axis=1), axis=0)
-    of_class = ops.sum(ops.cast(same, "int32"), axis=1)  # shape (batch,)
-    valid = ops.logical_and(of_class > 1, of_class < ops.shape(labels)[0])
+    positive = ops.take(embeddings, ops.argmax(ops.where(positives, keys, -1), axis=1), axis=0)
+    negative = ops.take(embeddings, ops.argmin(ops.where(negatives, keys, infinite), axis=1), axis=0)
+    valid = ops.logical_and(ops.any(positives, axis=1), ops.any(negatives, axis=1))  # shape (batch,)
     to_positive, to_negative = _branch_distances(embeddings, positive, negative, distance)
     losses, slopes = _loss_of_gap(to_positive - to_negative, margin)  # each of shape (batch,)
     active = ops.logical_and(valid, _is_active(slopes, margin))
@@ -325,8 +353,8 @@ def _all_by_sorting(distances, positives, negatives, margin):
     """
     fixed = ops.stop_gradient(distances)
     keys = ops.where(positives, fixed + margin, ops.where(negatives, fixed, float("inf")))  # shape (batch, batch)
-    # As integers there is room for one more bit: at equal keys, when the loss is 0 and the triplet not active, a
-    # positive comes before a negative.
+    # As integers there is room for one more bit, once they are moved to lie around 0, so that twice of them is no
+    # overflow: at equal keys, when the loss is 0 and the triplet not active, a positive comes before a negative.
     keys, infinite = _as_integers(keys)
     keys = 2 * (keys - (infinite // 2 + 1)) + ops.cast(negatives, keys.dtype)
     order = ops.argsort(keys, axis=1)  # shape (batch, batch)
@@ -407,9 +435,9 @@ def _by_positives(labels, distances, negatives, margin, mining):
 
 def _branch_distances(anchor, positive, negative, distance):
     anchor, positive, negative = (_at_least_float32(each) for each in (anchor, positive, negative))
-    if not anchor.shape == positive.shape == negative.shape:
+    if not anchor.shape == positive.shape == negative.shape or len(anchor.shape) != 2:
         raise ValueError(
-            "Anchor, positive and negative must have the same shape. "
+            "Anchor, positive and negative must have the same shape, (batch, embedding_size). "
             f"Received: {anchor.shape}, {positive.shape}, {negative.shape}"
         )
     to_positive, to_negative = (ops.sum(ops.square(anchor - each), axis=-1) for each in (positive, negative))
@@ -422,10 +450,6 @@ def _count(mask):
 
 def _mean_where(mask, values):
     return ops.divide(ops.sum(ops.where(mask, values, 0)), ops.maximum(_count(mask), 1))
-
-
-def _metrics(*functions):
-    return [keras.metrics.MeanMetricWrapper(function, name=function.__name__) for function in functions]
 
 
 def _branches(merged):
@@ -449,6 +473,8 @@ def _checked_batch(labels, embeddings):
         )
     if "float" in keras.backend.standardize_dtype(labels.dtype):
         _check_whole(labels)
+    if keras.backend.standardize_dtype(labels.dtype) == "bool":
+        labels = ops.cast(labels, "int32")
     return ops.reshape(labels, (-1,)), embeddings
 
 

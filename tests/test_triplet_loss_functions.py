@@ -159,7 +159,9 @@ def test_one_image_alone_has_no_loss():
         assert mean_loss(np.array([4]), np.ones((1, 3), "float32"), 0.3, mining) == 0
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize(
+    "loss", [*LOSSES.values(), *(InBatchTripletLoss("soft", mining, "euclidean") for mining in losses.MINING)]
+)
 def test_the_gradient_is_that_of_central_differences(loss):
     labels, embeddings = [0, 0, 0, 1, 1, 2, 2, 2, 3], unit_vectors(np.random.default_rng(1), 9, 4)
     _, moved = Descent(loss, embeddings.shape).step(labels, embeddings)
@@ -219,13 +221,14 @@ def test_values_by_hand():
     assert mean_loss(labels, embeddings, 2.0, "all_semi_hard") == pytest.approx((0.75 + 0.25) / 2)
 
 
+@pytest.mark.parametrize("count", [16, 21])
 @pytest.mark.parametrize("mining", losses.MINING)
-def test_a_triplet_exactly_on_the_margin_is_not_active(mining):
-    """Whole places, 16 of them, so that every distance is exact; many negatives lie farther by just the margin."""
+def test_a_triplet_exactly_on_the_margin_is_not_active(mining, count):
+    """Whole places, so that every distance is exact; many negatives lie farther by just the margin."""
     generator = np.random.default_rng(4)
     on_the_margin = 0
-    for _ in range(20):
-        labels, places = generator.integers(0, 3, 16), generator.integers(0, 4, (16, 2)).astype("float32")
+    for _ in range(10):
+        labels, places = generator.integers(0, 3, count), generator.integers(0, 4, (count, 2)).astype("float32")
         places[:, 0] += 3 * labels
         distances = all_distances(places)
         gaps = [distances[a, p] - distances[a, n] for a, p, n in mined_triplets(labels, distances, mining)]
@@ -308,10 +311,41 @@ def test_labels_of_one_axis_or_two_and_of_any_dtype_mean_the_same(mining):
     """Labels of shape (batch, 1) have silently broken the masks of peers."""
     labels, embeddings = np.array([0, 1, 2] * 4), unit_vectors(np.random.default_rng(9), 12)
     expected = loop_loss(labels, embeddings, 0.3, mining)
-    for dtype, shape in (("uint8", (12,)), ("int32", (12, 1)), ("int64", (12,)), ("float32", (12, 1))):
+    for dtype, shape in (
+        ("uint8", (12,)),
+        ("int8", (12, 1)),
+        ("int32", (12, 1)),
+        ("int64", (12,)),
+        ("float32", (12, 1)),
+    ):
         given = labels.astype(dtype).reshape(shape)
         value = float(keras.ops.mean(in_batch_triplet_loss(given, embeddings, 0.3, mining)))
         assert value == pytest.approx(expected, rel=1e-5), dtype
+
+
+@pytest.mark.parametrize("mining", losses.MINING)
+def test_labels_may_be_true_and_false(mining):
+    labels, embeddings = np.array([True, False, False] * 4), unit_vectors(np.random.default_rng(20), 12)
+    value = float(keras.ops.mean(in_batch_triplet_loss(labels, embeddings, 0.3, mining)))
+    assert value == pytest.approx(loop_loss(labels, embeddings, 0.3, mining), rel=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_the_loss_trains_a_model_in_mixed_precision(policy):
+    generator = np.random.default_rng(21)
+    labels = 300 + generator.integers(0, 3, 32)  # which 16 bits would confuse
+    images = generator.normal(size=(32, 3)) + 3 * np.eye(3)[labels - 300]
+    layers = [keras.Input((3,)), keras.layers.Dense(8, dtype=policy), keras.layers.UnitNormalization(dtype="float32")]
+    keras.config.set_dtype_policy(policy)
+    try:
+        keras.utils.set_random_seed(0)
+        model, loss = keras.Sequential(layers), InBatchTripletLoss(0.5, "batch_all", average="all")
+        model.compile(keras.optimizers.Adam(0.03), loss, metrics=loss.metrics(), jit_compile=BACKEND == "jax")
+        history = model.fit(images, labels, batch_size=32, epochs=25, shuffle=False, verbose=0).history
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert np.isfinite(history["loss"]).all()
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (6, 1, 1), ()], ids=["one-hot", "three axes", "scalar"])
@@ -342,6 +376,10 @@ def test_other_wrong_arguments_are_refused():
             loss(**settings)
     with pytest.raises(ValueError, match=r"'semi_hard'.*Received: 'semi-hard'"):
         InBatchTripletLoss(mining="semi-hard")
+    with pytest.raises(ValueError, match=r"`dtype`.*labels are confused"):
+        InBatchTripletLoss(dtype="bfloat16")
+    with pytest.raises(ValueError, match="same shape"):
+        merge_triplet_loss(np.zeros((6, 4, 2)), np.zeros((6, 4, 2)), np.zeros((6, 4, 2)))
     with pytest.raises(ValueError, match="soft margin"):
         InBatchTripletLoss("soft", average="active")
 
@@ -422,7 +460,36 @@ def test_distances_are_exact_where_a_gpu_multiplies_in_tf32(count, monkeypatch):
     naive = 2 - 2 * np.asarray(tf32_matmul(embeddings, embeddings.T))
     assert np.abs(naive - exact).max() > 1e-4
     distances = keras.ops.convert_to_numpy(losses.squared_distances(embeddings))
-    np.testing.assert_allclose(distances, exact, atol=1e-6)
+    np.testing.assert_allclose(distances, exact, atol=3e-6)
+
+
+def test_distances_are_never_negative_and_stay_exact_far_from_the_origin():
+    """Pairs so near that rounding could give a negative distance, whose root is not a number."""
+    near = unit_vectors(np.random.default_rng(17), 60, 32)
+    near[30:] = near[:30] + 1e-5 * near[30:]
+    assert keras.ops.convert_to_numpy(losses.squared_distances(near)).min() >= 0
+    far = (100 + unit_vectors(np.random.default_rng(18), 60, 32)).astype("float32")
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(losses.squared_distances(far)), all_distances(far), atol=3e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_batch_hard_is_exact_for_positives_that_are_nearer_than_rounding(seed):
+    """The farthest positive is the other image of the pair, and not the anchor itself, where both come out at 0."""
+    embeddings = unit_vectors(np.random.default_rng(seed), 12, 32)
+    embeddings[[4, 9]] = embeddings[4] + 1e-4 * embeddings[[0, 1]]
+    labels = np.where(np.arange(12) == 9, 4, np.arange(12))
+    descent = Descent(InBatchTripletLoss(5.0, "batch_hard", "euclidean"), embeddings.shape)
+    value, moved = descent.step(labels, embeddings)
+    assert value == pytest.approx(loop_loss(labels, embeddings, 5.0, "batch_hard", "euclidean"), rel=1e-6)
+    exact, expected = embeddings.astype("float64"), np.zeros((12, 32))
+    distances = all_distances(exact, "euclidean")
+    for anchor, positive in ((4, 9), (9, 4)):  # each pulled along the unit vector between, half of it in the mean
+        negative = np.where(labels == 4, np.inf, distances[anchor]).argmin()
+        for other, sign in ((positive, 1), (negative, -1)):
+            direction = sign * (exact[anchor] - exact[other]) / distances[anchor, other] / 2
+            expected[anchor] += direction
+            expected[other] -= direction
+    np.testing.assert_allclose(embeddings - moved, expected, atol=1e-5)
 
 
 def test_duplicates_are_at_distance_zero():
@@ -436,9 +503,13 @@ def test_duplicates_are_at_distance_zero():
 def test_a_compiled_model_with_the_loss_is_saved_and_loaded(loss, tmp_path):
     shape = (4,) if isinstance(loss, InBatchTripletLoss) else (3, 4)
     model = keras.Sequential([keras.Input(shape), keras.layers.Dense(2)])
-    model.compile("sgd", loss)
+    model.compile("sgd", loss, metrics=loss.metrics(), jit_compile=BACKEND == "jax")
+    model.train_on_batch(np.eye(4, *shape) if len(shape) == 1 else np.ones((4, *shape)), np.array([0, 0, 1, 1]))
     model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras").loss
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    given = (np.ones((4, *shape)), np.array([0, 0, 1, 1]))
+    assert loaded.evaluate(*given, verbose=0) == pytest.approx(model.evaluate(*given, verbose=0))
+    again = loaded.loss
     assert type(again) is type(loss)
     assert again.get_config() == loss.get_config()
     again = keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(loss))))
