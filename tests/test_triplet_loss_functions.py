@@ -277,6 +277,15 @@ def test_a_batch_without_a_triplet_has_no_loss_and_no_gradient(loss):
         np.testing.assert_array_equal(moved, embeddings)
 
 
+@pytest.mark.parametrize("mining", losses.MINING)
+def test_the_statistics_of_a_batch_without_pairs_are_zero_and_not_nan(mining):
+    embeddings = unit_vectors(np.random.default_rng(22), 12)
+    for batch, missing in (("one class", "negative_distance"), ("all classes different", "positive_distance")):
+        _, statistics = in_batch_triplet_statistics(np.array(BATCHES[batch]), embeddings, mining=mining)
+        assert float(statistics["active_triplets"]) == float(statistics[missing]) == 0
+        assert all(np.isfinite(float(value)) for value in statistics.values())
+
+
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_an_anchor_without_positives_takes_no_part(loss):
     """Peers count its distance to a positive as 0."""
