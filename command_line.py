@@ -6,6 +6,7 @@ import errno
 import io
 import math
 import os
+import signal
 import sys
 import tokenize
 from pathlib import Path
@@ -21,11 +22,12 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """Training was asked to stop, and has written its checkpoint. Its only argument is the signal's number."""
+    """Training was asked to stop, and has written its checkpoint. Its arguments: the signal's number, and whether a
+    checkpoint was written."""
 
 
-def _integer_from(least):
-    return int, lambda value: value >= least, f"a whole number of at least {least}"
+def _integer_from(least, most=2**16):
+    return int, lambda value: least <= value <= most, f"a whole number from {least} to {most}"
 
 
 def _number_between(least, most):
@@ -132,14 +134,23 @@ def run(main):
     The exit code is 2 for InputError and for a full disk, 128 and the signal's number for Ctrl-C and SIGTERM.
     """
     name = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # for names that a terminal's encoding does not have
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return main()
+        result = main()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what follows, such as importing Keras, just ends at Ctrl-C
+        return result
     except InputError as error:
         print(f"{name}: {error}", file=sys.stderr)
         code = 2
     except Interrupted as error:
-        print("Stopped, and everything saved: the same command goes on from here.", file=sys.stderr)
-        code = 128 + error.args[0]
+        number, saved = error.args
+        if saved:
+            print("Stopped, and everything saved: the same command goes on from here.", file=sys.stderr)
+        else:
+            print("Stopped. Weights were not finite, and are not saved. Lower LEARNING_RATE.", file=sys.stderr)
+        code = 128 + number
     except KeyboardInterrupt:
         print("Stopped: the same command goes on from the last checkpoint, if there is one.", file=sys.stderr)
         code = 130
@@ -236,7 +247,7 @@ def _check_together(values):
 
 def _check_folders(dataset, run_folder):
     """Raises InputError for a run inside the images, and for a split whose other half is not there."""
-    if run_folder.resolve().is_relative_to(dataset.resolve()):
+    if Path(os.path.realpath(run_folder)).is_relative_to(os.path.realpath(dataset)):
         raise InputError(
             f"`RUN_FOLDER` must not be inside `DATASET`. Received: {str(run_folder)!r} in {str(dataset)!r}"
         )

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,6 +113,14 @@ def sample(data, count, seed):
     return Images(*(part[chosen] for part in data))
 
 
+def checksum(parts, class_names):
+    """An int by which changed images, labels or class names are noticed (CRC-32)."""
+    value = zlib.crc32("\0".join(class_names).encode("utf-8", "surrogateescape"))
+    for part in parts:
+        value = zlib.crc32(part.labels, zlib.crc32(np.ascontiguousarray(part.images), value))
+    return value
+
+
 def raw_pixels(data):
     """Images as plain vectors, the simplest features there are, brought down to 32×32 pixels where they are larger.
 
@@ -154,11 +163,13 @@ def _load_folder(folder, image_size, fit, unreadable):
     class_names = class_folders(folder)
     split = is_split(folder)
     parts = [folder / "train", folder / "test"] if split else [folder]
-    if split:
-        others = sorted(entry.name for entry in folder.iterdir() if entry not in parts)
-        if others:
-            print(f"Beside train and test in {folder}, and not read: {', '.join(others)}")
-    closed = []  # errors of folders that cannot be listed
+    beside = [entry for entry in folder.iterdir() if entry not in parts] if split else []
+    for part in parts:
+        beside += [entry for entry in part.iterdir() if not entry.is_dir()]
+    beside = sorted(str(entry) for entry in beside if not entry.name.startswith("."))
+    if beside:
+        print(f"Not read, since it is not in a class folder: {', '.join(beside[:20])}{' ...' * (len(beside) > 20)}")
+    closed = []  # what is wrong with folders
     found = [
         (path, label, part)
         for part in parts
@@ -219,13 +230,19 @@ def _tell_of_unusable(problems, errors, unreadable):
 def _files_in(folder, closed):
     """Paths of the files below a folder, in a fixed order, those of hidden folders and hidden files left out.
 
-    Symbolic links are followed, each folder once. Errors of folders that cannot be listed are added to `closed`.
+    Symbolic links are followed, each folder once. Folders that cannot be listed, and links to a folder above, which
+    holds other classes, are added to `closed`.
     """
-    paths, seen = [], set()
+    paths, seen, top = [], set(), Path(os.path.realpath(folder))
     for place, folders, names in os.walk(folder, onerror=closed.append, followlinks=True):
-        seen.add(os.path.realpath(place))
-        kept = (name for name in sorted(folders) if not name.startswith("."))
-        folders[:] = [name for name in kept if os.path.realpath(os.path.join(place, name)) not in seen]
+        real = os.path.realpath(place)
+        if real in seen or (real != str(top) and top.is_relative_to(real)):
+            folders.clear()
+            if real not in seen:
+                closed.append(f"{place}: a link to a folder above it")
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
     return paths
 
@@ -288,9 +305,15 @@ def _told(read):
     return read_or_error
 
 
+def _opened(path):
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("not a regular file")  # but a pipe, say, from which reading would wait for ever
+    return Image.open(path)
+
+
 def _stored_size(path):
     """Height and width of an image file as it is to be seen, from its header."""
-    with Image.open(path) as image:
+    with _opened(path) as image:
         width, height = image.size
         sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations that are turned by 90 degrees
         return (width, height) if sideways else (height, width)
@@ -298,7 +321,7 @@ def _stored_size(path):
 
 def _rgb_pixels(path, size, fit):
     """An image file as uint8 RGB of shape `(3, height, width)`, brought to `size` as `fit` says."""
-    with Image.open(path) as image:
+    with _opened(path) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip rather than scale
             image = Image.fromarray((np.asarray(image).astype("uint32") >> 8).clip(0, 255).astype("uint8"))

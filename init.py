@@ -43,7 +43,7 @@ NEIGHBOURS = 5  # nearest training images that vote for a test image's class
 PRECISION = "mixed_float16"  # "mixed_float16", "mixed_bfloat16" (GPUs since Ampere), or "float32" (any CPU)
 SEED = 0  # of the split, the weights, the batches and the augmentation
 CHECKPOINT_MINUTES = 5.0  # between checkpoints; the same command goes on from the last one, whatever stopped it
-START_AFRESH = False  # True removes the run in RUN_FOLDER, finished or not, and begins it again
+START_AFRESH = False  # True removes the run in RUN_FOLDER, and begins it again; interrupted, the same command goes on
 RUN_FOLDER = "run"  # where the model, the report and the figures go
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -91,7 +91,8 @@ def main():
 
     # Build the network, and see how well it does as it is.
     model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, FROZEN_LAYERS, EMBEDDING_SIZE)
-    folder = run_folder.begin(RUN_FOLDER, constants(), START_AFRESH)  # now that no constant can be refused any more
+    images = image_data.checksum((train, validation, test), class_names)
+    folder = run_folder.begin(RUN_FOLDER, constants(), START_AFRESH, images)  # now that no constant can be refused
 
     def embed(data):  # shape (n, EMBEDDING_SIZE)
         return model.predict(Batches(data, in_order(len(data.labels), batch_size)), verbose=0)
@@ -118,7 +119,7 @@ def main():
     known = image_data.sample(train, len(validation.labels), SEED)
     check = NearestNeighbourAccuracy(model, embed, known, validation, NEIGHBOURS)
     history = HistoryFile(folder / "history.csv")
-    watch = Watch()
+    watch = Watch(MARGIN)
     parts = {"check": check, "history": history, "watch": watch}
     checkpoints = Checkpoints(trained, metrics, batches, parts, folder, CHECKPOINT_MINUTES)
     checkpoints.restore()

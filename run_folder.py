@@ -9,6 +9,7 @@ from command_line import InputError
 
 # Constants that may change between two commands of one run.
 FREE = ("RUN_FOLDER", "START_AFRESH", "CHECKPOINT_MINUTES")
+IMAGES = "checksum of images and classes"  # beside the constants in constants.json
 AFRESH = "name another with --run-folder, or begin it again with --start-afresh True"
 _locks = []  # open as long as the process lives
 
@@ -28,13 +29,19 @@ def finished_report(folder, constants):
             those that differ.
     """
     folder = Path(folder)
-    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    try:
+        existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        writable = existing.is_dir() and os.access(existing, os.W_OK)
+    except (OSError, RuntimeError):  # too long, a link to itself, below a folder that is closed
+        writable = False
+    if not writable:
         raise InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {str(folder)!r}")
     if constants is None:
         return ""
     try:
         begun = json.loads((folder / "constants.json").read_text(encoding="utf-8"))
+        if not isinstance(begun, dict):
+            raise ValueError("constants.json has no constants")
         report = (folder / "report.txt").read_text(encoding="utf-8") if (folder / "report.txt").exists() else ""
     except FileNotFoundError:
         return ""
@@ -44,7 +51,7 @@ def finished_report(folder, constants):
         ) from error
     differing = [
         f"{name} {begun.get(name)!r} there, {constants.get(name)!r} now"
-        for name in sorted({*begun, *constants} - set(FREE))
+        for name in sorted({*begun, *constants} - {*FREE, IMAGES})
         if begun.get(name) != constants.get(name)
     ]
     if differing:
@@ -54,29 +61,41 @@ def finished_report(folder, constants):
     return report
 
 
-def begin(folder, constants, afresh):
+def begin(folder, constants, afresh, images=0):
     """Makes a run folder, keeps other processes out of it, and writes the constants into it.
 
     Args:
         folder: path.
         constants: dict of the constants, to be written as JSON.
-        afresh: bool, whether a run in the folder is removed first: its checkpoints, results and constants.
+        afresh: bool, whether a run in the folder is removed first: its checkpoints, results and constants. One that
+            the same command began afresh, and that is not finished, goes on.
+        images: int, a checksum of everything that the run goes by.
 
     Returns:
         `pathlib.Path` of the folder.
 
     Raises:
-        InputError: if it cannot be written, or another process runs in it.
+        InputError: if it cannot be written, another process runs in it or has finished there, or the run in it has
+            other constants or images.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _lock(folder)
-        if afresh:
-            for name in ("report.txt", "report.json", "constants.json", "controls.json", "history.csv"):
-                (folder / name).unlink(missing_ok=True)
+        for left in folder.glob(".*.part"):  # by a process that was killed while it wrote
+            left.unlink()
+        if afresh and not _goes_on(folder, constants):
             remove_checkpoints(folder)
-        write_whole(folder / "constants.json", json.dumps(constants, indent=4) + "\n")
+            for name in ("report.txt", "report.json", "controls.json", "history.csv", "constants.json"):
+                (folder / name).unlink(missing_ok=True)
+        if finished_report(folder, constants):  # by a process that was still at it when this one began
+            raise InputError(f"`RUN_FOLDER` {str(folder)!r} holds a run that has just finished; it is left as it is.")
+        if _begun(folder).get(IMAGES, images) != images:
+            raise InputError(
+                f"`DATASET` must hold the images that the run in {str(folder)!r} was begun with; they have changed. "
+                f"Give them back, or {AFRESH}."
+            )
+        write_whole(folder / "constants.json", json.dumps({**constants, IMAGES: images}, indent=4) + "\n")
     except BlockingIOError as error:
         raise InputError(
             f"`RUN_FOLDER` must not be in use by another process; one runs in {str(folder)!r}. Wait, or name another."
@@ -84,6 +103,22 @@ def begin(folder, constants, afresh):
     except OSError as error:
         raise InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {error}") from error
     return folder
+
+
+def _begun(folder):
+    """What constants.json says of the run in a folder; nothing if there is none, or none that can be read."""
+    try:
+        begun = json.loads((folder / "constants.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return begun if isinstance(begun, dict) else {}
+
+
+def _goes_on(folder, constants):
+    """Whether a folder holds an unfinished run that the same command, START_AFRESH included, has begun."""
+    begun, free = _begun(folder), {*FREE, IMAGES} - {"START_AFRESH"}
+    same = all(begun.get(name) == constants.get(name) for name in {*begun, *constants} - free)
+    return same and not (folder / "report.txt").exists()
 
 
 def finish(folder, report):
@@ -94,7 +129,7 @@ def finish(folder, report):
 
 def checkpoints(folder):
     """Paths of a run's checkpoints, newest first."""
-    return sorted(Path(folder).glob("checkpoint-*.npz"), reverse=True)
+    return sorted(Path(folder).glob("checkpoint-[0-9]*-[0-9]*.npz"), reverse=True)
 
 
 def remove_checkpoints(folder, kept=0):
@@ -132,13 +167,16 @@ def write_whole(path, text):
 
 
 def remembered(path, compute):
-    """What was computed once and written as JSON at `path`, else what `compute()` gives, written there."""
+    """The dict that was computed once and written as JSON at `path`, else what `compute()` gives, written there."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        values = compute()
-        write_whole(path, json.dumps(values, indent=4) + "\n")
-        return values
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            return values
+    except (FileNotFoundError, ValueError):
+        pass
+    values = compute()
+    write_whole(path, json.dumps(values, indent=4) + "\n")
+    return values
 
 
 def _lock(folder):

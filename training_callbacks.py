@@ -103,19 +103,21 @@ class Watch(keras.callbacks.Callback):
     """Says, once each, when training goes wrong in a way that its user can mend.
 
     - Collapse: all embeddings lie near one point, and the loss stays at its margin.
+    - Stuck at the margin without collapse: positives are as far apart as negatives, in a whole epoch's mean.
     - No active triplet in a whole epoch: there is nothing left to learn from.
 
     It goes by the logs of the training batches. Those of `predict` would give false alarms: from random weights, the
     moving statistics of batch normalisation are far behind in the first epochs.
 
     Args:
+        margin: float, the loss's, of whose tenth negatives must be farther than positives.
         least_distance: float, mean anchor-negative distance of an epoch, squared, below which embeddings have
             collapsed; in different directions they are 2 apart.
     """
 
-    def __init__(self, least_distance=0.1):
+    def __init__(self, margin, least_distance=0.1):
         super().__init__()
-        self.least_distance, self.said = least_distance, []
+        self.margin, self.least_distance, self.said = margin, least_distance, []
 
     def on_epoch_end(self, epoch, logs):
         if logs["negative_distance"] < self.least_distance:
@@ -124,6 +126,13 @@ class Watch(keras.callbacks.Callback):
                 f"Epoch {epoch + 1}: collapse, all embeddings lie near one point (mean squared distance to a negative "
                 f'{logs["negative_distance"]:.1g}). Lower LEARNING_RATE, or train with MINING = "semi_hard" or '
                 '"batch_all".',
+            )
+        elif logs["negative_distance"] - logs["positive_distance"] < 0.1 * self.margin:
+            self._say(
+                "stuck",
+                f"Epoch {epoch + 1}: the loss is stuck at its margin, images of one class lie as far apart "
+                f"({logs['positive_distance']:.2g}) as those of different ones ({logs['negative_distance']:.2g}). "
+                "Lower LEARNING_RATE, or check that the images are in the right class folders.",
             )
         elif logs["active_triplets"] == 0:
             self._say(

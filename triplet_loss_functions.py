@@ -321,7 +321,7 @@ def _mined_losses(labels, embeddings, margin, mining, distance):
     distances = _distances(embeddings, distance)  # shape (batch, batch)
     positives, negatives = _pairs(labels)  # each of shape (batch, batch)
     if mining == "batch_hard":
-        sums = _hardest(embeddings, distances, positives, negatives, margin, distance)
+        sums = _hardest(labels, embeddings, distances, positives, negatives, margin, distance)
     elif mining == "batch_all" and margin != "soft":
         sums = _all_by_sorting(distances, positives, negatives, margin)
     else:
@@ -329,15 +329,18 @@ def _mined_losses(labels, embeddings, margin, mining, distance):
     return *sums, distances, positives, negatives
 
 
-def _hardest(embeddings, distances, positives, negatives, margin, distance):
+def _hardest(labels, embeddings, distances, positives, negatives, margin, distance):
     """Batch-hard losses `(batch,)`, and the numbers of active and of mined triplets.
 
     The distances only choose; those of the chosen are computed again from the embeddings, exactly also for near ones.
     """
     keys, infinite = _as_integers(distances)  # whose argmax is faster than that of floats
-    positive = ops.take(embeddings, ops.argmax(ops.where(positives, keys, -1), axis=1), axis=0)
-    negative = ops.take(embeddings, ops.argmin(ops.where(negatives, keys, infinite), axis=1), axis=0)
-    valid = ops.logical_and(ops.any(positives, axis=1), ops.any(negatives, axis=1))  # shape (batch,)
+    positive = ops.argmax(ops.where(positives, keys, -1), axis=1)  # shape (batch,); the first image if there is none
+    negative = ops.argmin(ops.where(negatives, keys, infinite), axis=1)
+    is_other = ops.cast(positive, "int32") != ops.arange(ops.shape(labels)[0], dtype="int32")
+    valid = ops.logical_and(is_other, ops.take(labels, positive) == labels)
+    valid = ops.logical_and(valid, ops.take(labels, negative) != labels)
+    positive, negative = ops.take(embeddings, positive, axis=0), ops.take(embeddings, negative, axis=0)
     to_positive, to_negative = _branch_distances(embeddings, positive, negative, distance)
     losses, slopes = _loss_of_gap(to_positive - to_negative, margin)  # each of shape (batch,)
     active = ops.logical_and(valid, _is_active(slopes, margin))

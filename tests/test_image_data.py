@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from command_line import NO_DOWNLOAD, InputError
-from image_data import Images, load_images, raw_pixels, read_images, sample, stratified_split
+from image_data import Images, checksum, load_images, raw_pixels, read_images, sample, stratified_split
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 PICTURE = np.kron(np.array([[RED, GREEN, BLUE], [WHITE, BLACK, (200, 120, 40)]]), np.ones((16, 16, 1))).astype("uint8")
@@ -291,11 +291,38 @@ def test_symbolic_links_are_followed_once(tmp_path):
     for number in range(3):
         (folder / "b" / f"{number}.png").symlink_to(tmp_path / "elsewhere" / "test" / f"{number}.png")
     (folder / "b" / "around").symlink_to(folder / "b")
+    (folder / "b" / "x").mkdir()
+    save(folder / "b" / "x" / "7.png", colour_of(1, 7))
+    for name in ("y", "z"):
+        (folder / "b" / name).symlink_to(folder / "b" / "x")
     (tmp_path / "elsewhere" / "deux mots" / "more").symlink_to(tmp_path / "more")
     save(tmp_path / "more" / "deeper" / "9.png", colour_of(0, 9))
     train, test, class_names = load_images(folder, 16, "scale", 0.2, seed=0)
-    expected = [("a", number) for number in (0, 1, 2, 3, 9)] + [("b", number) for number in range(3)]
+    expected = [("a", number) for number in (0, 1, 2, 3, 9)] + [("b", number) for number in (0, 1, 2, 7)]
     assert found(class_names, train, test) == expected
+    (folder / "b" / "up").symlink_to(folder)
+    with pytest.raises(InputError, match=r"b/up: a link to a folder above it$"):  # where the other classes are
+        load_images(folder, 16, "scale", 0.2, seed=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files")
+def test_a_pipe_is_told_and_not_waited_for(tmp_path):
+    save_classes(tmp_path, [3, 3])
+    os.mkfifo(tmp_path / "test" / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png: not a regular file"):
+        load_images(tmp_path, 16, "scale", 0.2, seed=0)
+
+
+def test_the_checksum_notices_other_images_labels_and_names():
+    generator = np.random.default_rng(0)
+    parts = [Images(generator.integers(0, 256, (4, 3, 2, 2), "uint8"), np.arange(4, dtype="int32")) for _ in range(2)]
+    sums = {checksum(parts, ["a", "b"]), checksum(parts, ["a", "c"]), checksum(parts[::-1], ["a", "b"])}
+    assert checksum([Images(*map(np.copy, part)) for part in parts], ["a", "b"]) in sums
+    parts[1].images[3, 2, 1, 1] ^= 1
+    sums.add(checksum(parts, ["a", "b"]))
+    parts[0].labels[0] += 1
+    sums.add(checksum(parts, ["a", "b"]))
+    assert len(sums) == 5
 
 
 @contextlib.contextmanager

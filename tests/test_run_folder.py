@@ -25,7 +25,7 @@ def test_a_new_folder_has_no_report_and_gets_the_constants(tmp_path):
     folder = tmp_path / "a" / "b"
     assert run_folder.finished_report(folder, CONSTANTS) == ""
     assert run_folder.begin(folder, CONSTANTS, afresh=False) == folder
-    assert json.loads((folder / "constants.json").read_text()) == CONSTANTS
+    assert json.loads((folder / "constants.json").read_text()) == CONSTANTS | {run_folder.IMAGES: 0}
     assert run_folder.finished_report(folder, CONSTANTS) == ""
     (folder / "report.txt").write_text("très bien", encoding="utf-8")
     assert run_folder.finished_report(folder, CONSTANTS) == "très bien"
@@ -44,7 +44,7 @@ def test_other_constants_are_named_all_at_once(finished, tmp_path):
     assert "MINUTES" not in str(told.value)
 
 
-@pytest.mark.parametrize("content", ["", "{", "\x00\x01"])
+@pytest.mark.parametrize("content", ["", "{", "\x00\x01", "[]", "null", "3"])
 def test_constants_that_cannot_be_read_are_told(content, tmp_path):
     (tmp_path / "constants.json").write_text(content)
     with pytest.raises(InputError, match="`RUN_FOLDER` must hold a run that can be read"):
@@ -53,11 +53,11 @@ def test_constants_that_cannot_be_read_are_told(content, tmp_path):
 
 def test_starting_afresh_removes_the_run_and_nothing_else(tmp_path):
     run_folder.begin(tmp_path, CONSTANTS, afresh=False)
-    for name in ("report.txt", "controls.json", "checkpoint-00001-0000002.npz", "notes of mine.txt"):
+    for name in ("report.txt", "controls.json", "checkpoint-00001-0000002.npz", "notes.txt", ".checkpoint.part"):
         (tmp_path / name).write_text("old")
     run_folder._locks.pop().close()
     run_folder.begin(tmp_path, CONSTANTS | {"EPOCHS": 9}, afresh=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "constants.json", "notes of mine.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "constants.json", "notes.txt"]
     assert json.loads((tmp_path / "constants.json").read_text())["EPOCHS"] == 9
 
 
@@ -65,11 +65,11 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
     run_folder.begin(tmp_path, CONSTANTS, afresh=False)
     code = (
         "import run_folder\n"
-        f"try: run_folder.begin({str(tmp_path)!r}, {{'EPOCHS': 1}}, False); print('begun')\n"
+        f"try: run_folder.begin({str(tmp_path)!r}, {CONSTANTS!r}, False); print('begun')\n"
         "except run_folder.InputError as error: print(error)\n"
     )
     assert "`RUN_FOLDER` must not be in use by another process" in in_another_process(code)
-    assert json.loads((tmp_path / "constants.json").read_text()) == CONSTANTS
+    assert json.loads((tmp_path / "constants.json").read_text()) == CONSTANTS | {run_folder.IMAGES: 0}
     run_folder._locks.pop().close()
     assert in_another_process(code) == "begun"
 
@@ -107,6 +107,53 @@ def test_what_was_computed_once_is_remembered(tmp_path):
     first = run_folder.remembered(tmp_path / "values.json", compute)
     assert first == run_folder.remembered(tmp_path / "values.json", compute) == {"accuracy": 0.5}
     assert len(times) == 1
+    for damaged in ("", "{", "[]", "3"):
+        (tmp_path / "values.json").write_text(damaged)
+        assert run_folder.remembered(tmp_path / "values.json", compute) == {"accuracy": 0.5}
+    assert len(times) == 5
+
+
+def begin_again(folder, constants, afresh=False, images=1):
+    run_folder._locks.pop().close()
+    return run_folder.begin(folder, constants, afresh, images)
+
+
+def test_a_run_that_was_begun_afresh_goes_on_when_the_same_command_comes_again(tmp_path):
+    afresh = CONSTANTS | {"START_AFRESH": True}
+    kept = tmp_path / "checkpoint-00001-0000002.npz"
+    run_folder.begin(tmp_path, CONSTANTS, False, 1)
+    kept.write_text("of the run before")
+    begin_again(tmp_path, afresh, True)
+    assert not kept.exists()
+    kept.write_text("new")
+    begin_again(tmp_path, afresh, True)
+    assert kept.exists()
+    (tmp_path / "report.txt").write_text("done")  # a finished one begins again
+    begin_again(tmp_path, afresh, True)
+    assert not kept.exists()
+    kept.write_text("new")
+    begin_again(tmp_path, afresh | {"SEED": 1}, True)
+    assert not kept.exists()
+
+
+def test_a_run_does_not_go_on_with_other_images_or_after_another_process_has_finished_it(tmp_path):
+    run_folder.begin(tmp_path, CONSTANTS, False, 1)
+    with pytest.raises(InputError, match="`DATASET` must hold the images"):
+        begin_again(tmp_path, CONSTANTS, images=2)
+    with pytest.raises(InputError, match="EPOCHS 3 there, 5 now"):
+        begin_again(tmp_path, CONSTANTS | {"EPOCHS": 5})
+    run_folder.finish(tmp_path, "done")
+    with pytest.raises(InputError, match="has just finished"):
+        begin_again(tmp_path, CONSTANTS)
+    assert json.loads((tmp_path / "constants.json").read_text()) == CONSTANTS | {run_folder.IMAGES: 1}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other limits")
+def test_a_path_that_cannot_be_a_folder_is_told(tmp_path):
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    for folder in (tmp_path / ("x" * 300), tmp_path / "itself" / "run"):
+        with pytest.raises(InputError, match="^`RUN_FOLDER` must "):
+            run_folder.finished_report(folder, CONSTANTS)
 
 
 def test_checkpoints_are_listed_newest_first_and_all_but_the_newest_removed(tmp_path):

@@ -55,18 +55,20 @@ def test_without_a_finite_epoch_there_is_nothing_to_keep():
 
 def watched(epochs, said=()):
     """What the watch says over epochs of (mean distance to negatives, active triplets), and what it keeps."""
-    watch = Watch()
+    watch = Watch(0.3)
     watch.set_state({"said": list(said)})
-    for number, (negative_distance, active) in enumerate(epochs):
-        watch.on_epoch_end(number, {"negative_distance": negative_distance, "active_triplets": active})
+    for number, (negative_distance, active, *positive) in enumerate(epochs):
+        logs = {"negative_distance": negative_distance, "active_triplets": active}
+        watch.on_epoch_end(number, {**logs, "positive_distance": positive[0] if positive else negative_distance / 2})
     return watch.state()["said"]
 
 
 def test_collapse_and_the_end_of_learning_are_said_once_with_a_remedy(capsys):
-    epochs = [(1.9, 0.9), (0.05, 1.0), (0.001, 1.0), (2.1, 0.0), (2.1, 0.0)]
+    epochs = [(1.9, 0.9), (0.05, 1.0), (0.001, 1.0), (2.1, 0.0), (2.1, 0.0), (0.5, 1.0, 0.49)]
     said = watched(epochs)
     told = capsys.readouterr().out.strip().split("\n\n")
-    assert len(told) == 2
+    assert len(told) == 3
+    assert "Epoch 6: the loss is stuck at its margin" in told[2] and "LEARNING_RATE" in told[2]
     assert "Epoch 2: collapse" in told[0] and "LEARNING_RATE" in told[0] and "MINING" in told[0]
     assert "Epoch 4: no triplet had a loss" in told[1] and "MARGIN" in told[1]
     watched(epochs, said)  # of a run that goes on
