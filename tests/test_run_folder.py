@@ -152,7 +152,7 @@ def test_a_run_does_not_go_on_with_other_images_or_after_another_process_has_fin
 def test_a_path_that_cannot_be_a_folder_is_told(tmp_path):
     (tmp_path / "itself").symlink_to(tmp_path / "itself")
     for folder in (tmp_path / ("x" * 300), tmp_path / "itself" / "run"):
-        with pytest.raises(InputError, match="^`RUN_FOLDER` must "):
+        with pytest.raises(InputError, match="`RUN_FOLDER` must "):
             run_folder.finished_report(folder, CONSTANTS)
 
 
