@@ -22,12 +22,11 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """Training was asked to stop, and has written its checkpoint. Its arguments: the signal's number, and whether a
-    checkpoint was written."""
+    """Training was asked to stop. Its arguments: the signal's number, and whether a checkpoint could be written."""
 
 
-def _integer_from(least, most=2**16):
-    return int, lambda value: least <= value <= most, f"a whole number from {least} to {most}"
+def _integer_from(least):
+    return int, lambda value: least <= value <= 2**16, f"a whole number from {least} to {2**16}"
 
 
 def _number_between(least, most):

@@ -208,7 +208,9 @@ def _load_folder(folder, image_size, fit, unreadable):
         if count < 2
     ]
     _tell_of_unusable(problems, errors, unreadable)
-    return Images(images[readable], labels[readable]), int((readable & to_train).sum()) if split else 0, class_names
+    if errors:  # else without a copy of all the images
+        images, labels, to_train = images[readable], labels[readable], to_train[readable]
+    return Images(images, labels), int(to_train.sum()) if split else 0, class_names
 
 
 def _tell_of_unusable(problems, errors, unreadable):

@@ -38,26 +38,13 @@ def finished_report(folder, constants):
         raise InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {str(folder)!r}")
     if constants is None:
         return ""
-    try:
-        begun = json.loads((folder / "constants.json").read_text(encoding="utf-8"))
-        if not isinstance(begun, dict):
-            raise ValueError("constants.json has no constants")
-        report = (folder / "report.txt").read_text(encoding="utf-8") if (folder / "report.txt").exists() else ""
-    except FileNotFoundError:
+    begun, report = _stored(folder)
+    if begun is None:
         return ""
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"`RUN_FOLDER` must hold a run that can be read, or be new. Received: {str(folder)!r} ({error}); {AFRESH}."
-        ) from error
-    differing = [
-        f"{name} {begun.get(name)!r} there, {constants.get(name)!r} now"
-        for name in sorted({*begun, *constants} - {*FREE, IMAGES})
-        if begun.get(name) != constants.get(name)
-    ]
+    differing = _differing(begun, constants, FREE)
     if differing:
-        raise InputError(
-            f"`RUN_FOLDER` {str(folder)!r} holds a run begun with other constants ({'; '.join(differing)}); {AFRESH}."
-        )
+        named = "; ".join(f"{name} {begun.get(name)!r} there, {constants.get(name)!r} now" for name in differing)
+        raise InputError(f"`RUN_FOLDER` {str(folder)!r} holds a run begun with other constants ({named}); {AFRESH}.")
     return report
 
 
@@ -90,7 +77,8 @@ def begin(folder, constants, afresh, images=0):
                 (folder / name).unlink(missing_ok=True)
         if finished_report(folder, constants):  # by a process that was still at it when this one began
             raise InputError(f"`RUN_FOLDER` {str(folder)!r} holds a run that has just finished; it is left as it is.")
-        if _begun(folder).get(IMAGES, images) != images:
+        begun, _ = _stored(folder)
+        if begun is not None and begun.get(IMAGES, images) != images:
             raise InputError(
                 f"`DATASET` must hold the images that the run in {str(folder)!r} was begun with; they have changed. "
                 f"Give them back, or {AFRESH}."
@@ -105,20 +93,34 @@ def begin(folder, constants, afresh, images=0):
     return folder
 
 
-def _begun(folder):
-    """What constants.json says of the run in a folder; nothing if there is none, or none that can be read."""
+def _stored(folder):
+    """The constants of the run in a folder, None if there is none, and its report, `""` if it is not finished."""
     try:
         begun = json.loads((folder / "constants.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return begun if isinstance(begun, dict) else {}
+        if not isinstance(begun, dict):
+            raise ValueError("constants.json has no constants")
+        return begun, (folder / "report.txt").read_text(encoding="utf-8") if (folder / "report.txt").exists() else ""
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"`RUN_FOLDER` must hold a run that can be read, or be new. Received: {str(folder)!r} ({error}); {AFRESH}."
+        ) from error
+
+
+def _differing(begun, constants, free):
+    """Names of the constants that are not those of a run, those aside that are free to change."""
+    names = {*begun, *constants} - {*free, IMAGES}
+    return sorted(name for name in names if begun.get(name) != constants.get(name))
 
 
 def _goes_on(folder, constants):
     """Whether a folder holds an unfinished run that the same command, START_AFRESH included, has begun."""
-    begun, free = _begun(folder), {*FREE, IMAGES} - {"START_AFRESH"}
-    same = all(begun.get(name) == constants.get(name) for name in {*begun, *constants} - free)
-    return same and not (folder / "report.txt").exists()
+    try:
+        begun, report = _stored(folder)
+    except InputError:
+        return False
+    return begun is not None and not report and not _differing(begun, constants, set(FREE) - {"START_AFRESH"})
 
 
 def finish(folder, report):

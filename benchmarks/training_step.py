@@ -5,8 +5,8 @@
 
 Works on any backend (`KERAS_BACKEND`). The parts are measured by themselves, each as the median of several steps: the
 batches without a step; a step of the network alone, on images resized beforehand and with a mean as its loss; the
-resizing alone; the loss, and the loss with the three metrics, on embeddings that are the only weights, less the same
-with a mean as the loss. In the whole step they may overlap.
+resizing and preprocessing alone; the loss, and the loss with the three metrics, on embeddings that are the only
+weights, less the same with a mean as the loss. In the whole step they may overlap.
 """
 
 import argparse
@@ -23,7 +23,7 @@ keras_settings.apply()
 import keras
 import numpy as np
 
-from fine_tune_model import data_generator, fine_tuned_models
+from fine_tune_model import fine_tuned_models
 from image_data import Images
 from training_batches import Batches, classes_and_images
 from triplet_loss_functions import InBatchTripletLoss
@@ -78,25 +78,16 @@ def main():
     images, classes = batches[0]
     loss, size = InBatchTripletLoss(mining=options.mining), options.image_size
 
-    def network(shape):
-        return fine_tuned_models(shape, size, "scale", options.backbone, "none", 15)
-
-    resized, _ = next(data_generator(images, classes, options.images, size, backbone=options.backbone))
-    model = network((3, SIZE, SIZE))
+    model = fine_tuned_models((3, SIZE, SIZE), size, "scale", options.backbone, "none", 15)
     backbone = next(layer for layer in model.layers if isinstance(layer, keras.Model))
+    given = model.operations[model.operations.index(backbone) - 1].output  # shape (images, 3, size, size)
+    resizing = keras.Model(model.inputs, keras.ops.mean(given, axis=(1, 2, 3)))  # its mean, which is small to copy
+    resized = keras.ops.convert_to_numpy(keras.Model(model.inputs, given)(images))
     inputs = keras.Input((3, size, size))
     outputs = backbone(inputs)
     for layer in model.layers[model.layers.index(backbone) + 1 :]:
         outputs = layer(outputs)
     bare = keras.Model(inputs, outputs)
-    raw = keras.Input((3, SIZE, SIZE), dtype="uint8")
-    resizing = keras.Model(
-        raw,
-        keras.ops.mean(
-            keras.ops.image.resize(keras.ops.cast(raw, "float32"), (size, size), data_format="channels_first"),
-            axis=(1, 2, 3),
-        ),
-    )
 
     def table(loss, metrics):
         inputs = keras.Input((1,))
@@ -112,7 +103,7 @@ def main():
         "whole step": whole,
         "network alone": median_seconds(training(bare, mean_of, [], resized, classes), options.turns),
         "batch, one thread": median_seconds(lambda: batches[next(numbers) % len(batches)], 10 * options.turns),
-        "resizing": median_seconds(lambda: resizing.predict_on_batch(images), 10 * options.turns),
+        "resizing and preprocessing": median_seconds(lambda: resizing.predict_on_batch(images), 10 * options.turns),
         "loss": table(loss, []) - nothing,
         "loss and metrics": table(loss, loss.metrics()) - nothing,
     }

@@ -1,5 +1,6 @@
 """Training that is killed at any batch and goes on ends where it would have ended, bit for bit."""
 
+import functools
 import os
 import signal
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from command_line import InputError, Interrupted
-from image_data import Images
+from image_data import Images, sample, stratified_split
+from nearest_neighbours import predict_classes
 from run_folder import checkpoints as stored
-from training_batches import Batches, classes_and_images
+from training_batches import Batches, classes_and_images, in_order
 from training_callbacks import HistoryFile, NearestNeighbourAccuracy
 from training_checkpoints import Checkpoints
 from triplet_loss_functions import InBatchTripletLoss
@@ -261,3 +263,62 @@ def test_fit_sees_the_plan_of_each_epoch_in_order_also_when_it_goes_on(tmp_path)
         }
         assert expected <= set(seen)
     assert len({indices for _, _, indices, _ in seen}) > 4
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_image_keeps_its_label_through_splits_batches_interruptions_and_predictions(seed, tmp_path):
+    """Each image's colour tells its number and its label; the model passes it on, and a metric compares in the step."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat(np.arange(5), generator.integers(4, 50, 5)))
+    colours = np.stack([np.arange(len(labels)), 20 * labels, 0 * labels], axis=1).astype("uint8")
+    data = Images(np.tile(colours[:, :, None, None], (1, 1, 4, 4)), labels.astype("int32"))
+    train, test = stratified_split(data, 0.2, seed)
+    train, validation = stratified_split(train, 0.1, seed)
+    known = sample(train, len(validation.labels), seed)
+    assert sorted(np.concatenate([train.images, test.images, validation.images])[:, 0, 0, 0]) == [*range(len(labels))]
+
+    layers = [
+        keras.Input((3, 4, 4), dtype="uint8"),
+        keras.layers.GlobalAveragePooling2D(data_format="channels_first"),
+        keras.layers.Dense(3, use_bias=False, kernel_initializer="identity"),
+    ]
+    p, k, kind = generator.integers(2, 6), generator.integers(2, 7), ["none", "shift", "shift_flip"][seed % 3]
+    plan, served = classes_and_images(train.labels, int(p), int(k)), []
+
+    class Recorded(Batches):
+        def __getitem__(self, number):
+            images, given = super().__getitem__(number)
+            served.append((self.epoch, self.first_batch + number, tuple(images[:, 0, 0, 0])))
+            return images, given
+
+    def out_of_step(given, passed_on):
+        return keras.ops.abs(20.0 * keras.ops.cast(keras.ops.reshape(given, (-1,)), "float32") - passed_on[:, 1])
+
+    for stop_after in (int(generator.integers(1, 8)), None):  # interrupted once, in any epoch; then to the end
+        model, batches = keras.Sequential(layers), Recorded(train, plan, seed, kind)
+        jit = keras.backend.backend() == "jax"
+        metrics = [keras.metrics.MeanMetricWrapper(out_of_step, name="out_of_step")]
+        model.compile(keras.optimizers.SGD(0.0), InBatchTripletLoss(), metrics=metrics, jit_compile=jit)
+        checkpoints = Checkpoints(model, metrics, batches, {}, tmp_path, minutes=1e6)
+        checkpoints.restore()
+        ask = functools.partial(setattr, checkpoints, "interrupted_by", signal.SIGINT)
+        callbacks = [*([Kill(stop_after, ask)] if stop_after else []), checkpoints]
+        while checkpoints.going_on(3):
+            options = {"initial_epoch": batches.epoch, "epochs": 3, "shuffle": False, "verbose": 0}
+            try:
+                history = model.fit(batches, **options, callbacks=callbacks).history
+            except Interrupted:
+                break
+            assert max(history["out_of_step"]) < 1e-4
+    for epoch in range(3):
+        seen = {number for each, _, numbers in served if each == epoch for number in numbers}
+        assert seen == set(train.images[:, 0, 0, 0])
+        assert len({place for each, place, _ in served if each == epoch}) == len(plan(generator))
+
+    for part in (train, validation, test, known):
+        passed_on = model.predict(Batches(part, in_order(len(part.labels), int(p * k))), verbose=0)
+        np.testing.assert_allclose(
+            passed_on[:, :2], np.stack([part.images[:, 0, 0, 0], 20 * part.labels], 1), atol=1e-4
+        )
+        predicted = predict_classes(passed_on[:, 1:], part.labels, passed_on[:, 1:], 1)
+        np.testing.assert_array_equal(predicted, part.labels)
