@@ -171,7 +171,7 @@ def say_what_was_loaded(train, validation, test, class_names):
 
 
 def say_where_it_runs():
-    """Prints the versions and the device; raises InputError where PRECISION does not suit it."""
+    """Prints the versions and the device; raises InputError where it or PRECISION does not suit."""
     on_cpu = "cpu" in str(keras.ops.zeros(1).device).lower()
     print(
         f"Keras {keras.__version__} on {keras.backend.backend()}, {'no GPU found: on the CPU' if on_cpu else 'a GPU'}"
@@ -181,6 +181,13 @@ def say_where_it_runs():
             f'`PRECISION` must be "float32" where there is no GPU, and IMAGE_SIZE small. Received: {PRECISION!r}. '
             + command_line.NO_DOWNLOAD
         )
+    try:
+        keras.ops.conv(np.zeros((1, 3, 8, 8), "float32"), np.zeros((3, 3, 3, 4), "float32"))
+    except Exception as error:  # TensorFlow's own kind, on processors that oneDNN does not serve
+        raise command_line.InputError(
+            f"`KERAS_BACKEND` must be one with channels-first convolutions on this machine, such as jax (pip install "
+            f"jax, then KERAS_BACKEND=jax python init.py). Received: {keras.backend.backend()} ({str(error)[:200]})"
+        ) from error
 
 
 def learning_rate(steps):

@@ -39,6 +39,7 @@ def apply():
         ) from error
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # notes; what is wrong it raises
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # or TensorFlow has no channels-first convolution on the CPU
     try:
         with _quiet_standard_error():
             import keras

@@ -193,6 +193,18 @@ def test_16_bits_are_refused_where_there_is_no_gpu(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_machine_without_channels_first_convolutions_is_told_before_anything_is_loaded(monkeypatch):
+    import init
+
+    def refuse(*arguments):
+        raise NotImplementedError("only NHWC here")
+
+    monkeypatch.setattr(init, "PRECISION", "float32")
+    monkeypatch.setattr(init.keras.ops, "conv", refuse)
+    with pytest.raises(init.command_line.InputError, match="`KERAS_BACKEND` must be one .*jax.*only NHWC here"):
+        init.say_where_it_runs()
+
+
 def test_too_many_neighbours_for_the_images_are_refused(tmp_path):
     write_images(tmp_path / "pictures", 6)
     done = run_script("--dataset", "pictures", *SMALL, "--neighbours", 50, cwd=tmp_path)

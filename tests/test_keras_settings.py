@@ -36,6 +36,17 @@ def test_the_settings_win_over_those_of_the_users_home_and_nothing_else_is_print
     assert json.loads((tmp_path / "keras.json").read_text()) == theirs
 
 
+def test_channels_first_convolutions_work_on_the_cpu_also_where_tensorflow_switches_them_off():
+    """As it does by itself on processors without AVX-512."""
+    code = (
+        "import keras_settings; keras_settings.apply(); import keras; "
+        "print(keras.ops.conv(keras.ops.ones((1, 3, 8, 8)), keras.ops.ones((3, 3, 3, 4))).shape)"
+    )
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "(1, 4, 6, 6)", done.stderr
+
+
 def test_the_backend_of_the_environment_wins_and_one_that_is_not_installed_is_told(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
     done = apply_settings(FOLDER, KERAS_BACKEND="torch", PYTHONPATH=str(tmp_path))
