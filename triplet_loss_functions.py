@@ -147,6 +147,7 @@ class InBatchTripletLoss(keras.losses.Loss):
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"`dtype` must be float32 or float64, or labels are confused. Received: {self.dtype}")
         _checked_choices(margin, mining, distance, average)
+        margin = margin if margin == "soft" else float(margin)  # which JSON can hold
         self.settings = {"margin": margin, "mining": mining, "distance": distance, "average": average}
 
     def call(self, y_true, y_pred):
@@ -196,6 +197,7 @@ class MergeTripletLoss(keras.losses.Loss):
     def __init__(self, margin=0.3, distance="squared", average="all", name="merge_triplet_loss", **kwargs):
         super().__init__(name=name, **kwargs)
         _checked_choices(margin, "batch_hard", distance, average)  # averaged as batch-hard triplets are
+        margin = margin if margin == "soft" else float(margin)  # which JSON can hold
         self.settings = {"margin": margin, "distance": distance, "average": average}
 
     def call(self, y_true, y_pred):
@@ -247,7 +249,7 @@ class TripletStatistic(keras.metrics.Mean):
 def squared_distances(embeddings):
     """Squared Euclidean distances between all embeddings of a batch, never negative, 0 on the diagonal.
 
-    On unit vectors they are exact to 3e-6, also where a GPU multiplies float32 matrices in TF32; between whole numbers
+    On unit vectors they are exact to 5e-6, also where a GPU multiplies float32 matrices in TF32; between whole numbers
     that float32 can hold, and between duplicates, exact.
 
     Args:
@@ -258,26 +260,28 @@ def squared_distances(embeddings):
     """
     embeddings = _at_least_float32(embeddings)
     embeddings = embeddings - ops.stop_gradient(embeddings[:1])  # nearer to 0, where less is cancelled
-    products = _products(embeddings)  # shape (batch, batch)
-    norms = ops.diagonal(products)  # shape (batch,); rounded as the products are, so that duplicates are at 0
-    return ops.relu(norms[:, None] - 2 * products + norms[None, :])
+    products = _twice_products(embeddings)  # shape (batch, batch)
+    norms = ops.diagonal(products) / 2  # shape (batch,); rounded as the products are, so that duplicates are at 0
+    return ops.relu(norms[:, None] - products + norms[None, :])
 
 
-def _products(embeddings):
-    """Dot products between all embeddings, as exact where a GPU multiplies in TF32 (10 bits of mantissa).
+def _twice_products(embeddings):
+    """Twice the dot products between all embeddings, as exact where a GPU multiplies in TF32 (10 bits of mantissa).
 
     Each number is split into its leading 10 bits, of which TF32 loses nothing, and the rest; what TF32 loses of the
     products with the rest is below float32's own rounding. The split is by bits, since a compiler might simplify one
     by arithmetic (Veltkamp's).
     """
     if keras.backend.standardize_dtype(embeddings.dtype) == "float64":
-        return ops.matmul(embeddings, ops.transpose(embeddings))
-    fixed = ops.stop_gradient(embeddings)
-    leading = ops.view(ops.bitwise_and(ops.view(fixed, "int32"), -(2**13)), "float32")
-    leading = embeddings + ops.stop_gradient(leading - fixed)  # with the gradient of the embeddings
-    rest = embeddings - leading
-    crossed = ops.matmul(leading, ops.transpose(rest))  # shape (batch, batch)
-    return ops.matmul(leading, ops.transpose(leading)) + (crossed + ops.transpose(crossed))
+        half = ops.matmul(embeddings, ops.transpose(embeddings))
+    else:
+        fixed = ops.stop_gradient(embeddings)
+        leading = ops.view(ops.bitwise_and(ops.view(fixed, "int32"), -(2**13)), "float32")
+        rest = fixed - leading
+        leading = embeddings + ops.stop_gradient(leading - fixed)  # with the gradient of the embeddings
+        columns = ops.transpose(leading)
+        half = ops.matmul(leading, columns) + ops.matmul(2 * rest, columns)  # shape (batch, batch)
+    return half + ops.transpose(half)
 
 
 def _distances(embeddings, distance):
@@ -498,7 +502,7 @@ def _at_least_float32(embeddings):
 
 def _checked_choices(margin, mining, distance, average):
     """Raises ValueError for a choice that there is not; returns the average that `"auto"` stands for."""
-    if margin != "soft" and not (isinstance(margin, (int, float)) and 0 < margin < float("inf")):
+    if margin != "soft" and not (hasattr(margin, "__float__") and 0 < float(margin) < float("inf")):
         raise ValueError(f'`margin` must be a positive number or "soft". Received: {margin!r}')
     choices = (("mining", mining, MINING), ("distance", distance, DISTANCES), ("average", average, AVERAGES))
     for name, value, allowed in choices:

@@ -201,7 +201,7 @@ def test_a_machine_without_channels_first_convolutions_is_told_before_anything_i
 
     monkeypatch.setattr(init, "PRECISION", "float32")
     monkeypatch.setattr(init.keras.ops, "conv", refuse)
-    with pytest.raises(init.command_line.InputError, match="`KERAS_BACKEND` must be one .*jax.*only NHWC here"):
+    with pytest.raises(init.command_line.InputError, match=r"`KERAS_BACKEND` must be one .*jax.*only NHWC here"):
         init.say_where_it_runs()
 
 
