@@ -17,6 +17,10 @@ NO_DOWNLOAD = (
 )
 
 
+# A disk that is full, over its quota, broken, read-only, gone, or behind a network that is.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENODEV, errno.ESTALE)
+
+
 class InputError(ValueError):
     """What a user wrote cannot be used. The message is one sentence that names the constant or file."""
 
@@ -130,7 +134,8 @@ def read_options(script, constants, arguments=None):
 def run(main):
     """Runs `main`, and ends the process in one sentence where it stops early.
 
-    The exit code is 2 for InputError and for a full disk, 128 and the signal's number for Ctrl-C and SIGTERM.
+    The exit code is 2 for InputError and for a disk that fails, 128 and the signal's number for Ctrl-C, SIGTERM and a
+    closed standard output (`| head`).
     """
     name = Path(sys.argv[0]).name
     for stream in (sys.stdout, sys.stderr):
@@ -153,13 +158,30 @@ def run(main):
     except KeyboardInterrupt:
         print("Stopped: the same command goes on from the last checkpoint, if there is one.", file=sys.stderr)
         code = 130
+    except BrokenPipeError:
+        print(
+            "Stopped, since nobody reads what is printed any more: the same command goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
+        code = 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_ERRORS:
             raise
-        print(f"{name}: `RUN_FOLDER` must be on a disk with room left. Received: {error}", file=sys.stderr)
+        print(
+            f"{name}: `RUN_FOLDER` and `DATASET` must be on disks that work, with room left. Received: {error}",
+            file=sys.stderr,
+        )
         code = 2
-    sys.stdout.flush()
+    _flush()
     sys.exit(code)
+
+
+def _flush():
+    """Prints what is left to print, where somebody reads it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
 
 
 class _Parser(argparse.ArgumentParser):
@@ -229,6 +251,12 @@ def _check_together(values):
             raise InputError(
                 f"`FROZEN_LAYERS` must be between 0 and {layers} for {backbone}. Received: {values['FROZEN_LAYERS']}"
             )
+    replaced = os.path.join(values["RUN_FOLDER"], "embedding_model.keras")
+    if os.path.realpath(values["WEIGHTS"]) == os.path.realpath(replaced):
+        raise InputError(
+            f"`WEIGHTS` must not be the model that the run replaces; name another with --run-folder. "
+            f"Received: {values['WEIGHTS']!r}"
+        )
     if values["DATASET"] not in DATASET_CLASSES:
         _check_folders(Path(values["DATASET"]), Path(values["RUN_FOLDER"]))
     classes = DATASET_CLASSES.get(values["DATASET"]) or len(class_folders(values["DATASET"]))

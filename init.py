@@ -119,7 +119,7 @@ def main():
     known = image_data.sample(train, len(validation.labels), SEED)
     check = NearestNeighbourAccuracy(model, embed, known, validation, NEIGHBOURS)
     history = HistoryFile(folder / "history.csv")
-    watch = Watch(MARGIN)
+    watch = Watch(MARGIN, MINING if TRIPLET_LOSS == "in_batch" else TRIPLET_LOSS)
     parts = {"check": check, "history": history, "watch": watch}
     checkpoints = Checkpoints(trained, metrics, batches, parts, folder, CHECKPOINT_MINUTES)
     checkpoints.restore()
@@ -186,7 +186,7 @@ def say_where_it_runs():
     except Exception as error:  # TensorFlow's own kind, on processors that oneDNN does not serve
         raise command_line.InputError(
             f"`KERAS_BACKEND` must be one with channels-first convolutions on this machine, such as jax (pip install "
-            f"jax, then KERAS_BACKEND=jax python init.py). Received: {keras.backend.backend()} ({str(error)[:200]})"
+            f"jax, and set KERAS_BACKEND=jax). Received: {keras.backend.backend()} ({str(error)[:200]})"
         ) from error
 
 

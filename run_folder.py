@@ -9,6 +9,20 @@ from command_line import InputError
 
 # Constants that may change between two commands of one run.
 FREE = ("RUN_FOLDER", "START_AFRESH", "CHECKPOINT_MINUTES")
+# What a run leaves, without its checkpoints.
+FILES = (
+    "report.txt",
+    "report.json",
+    "embedding_model.keras",
+    "references.npz",
+    "history.csv",
+    "training_curves.png",
+    "confusion_matrix.png",
+    "embedding_map.png",
+    "neighbours.png",
+    "controls.json",
+    "constants.json",
+)
 IMAGES = "checksum of images and classes"  # beside the constants in constants.json
 AFRESH = "name another with --run-folder, or begin it again with --start-afresh True"
 _locks = []  # open as long as the process lives
@@ -73,7 +87,7 @@ def begin(folder, constants, afresh, images=0):
             left.unlink()
         if afresh and not _goes_on(folder, constants):
             remove_checkpoints(folder)
-            for name in ("report.txt", "report.json", "controls.json", "history.csv", "constants.json"):
+            for name in FILES:  # its constants last, so that until then it is the old run
                 (folder / name).unlink(missing_ok=True)
         if finished_report(folder, constants):  # by a process that was still at it when this one began
             raise InputError(f"`RUN_FOLDER` {str(folder)!r} holds a run that has just finished; it is left as it is.")

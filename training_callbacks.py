@@ -9,6 +9,15 @@ from command_line import InputError
 from nearest_neighbours import predict_classes
 from run_folder import write_whole
 
+# What else helps, besides a lower learning rate and a larger margin.
+SOFTER = {"batch_hard": ', or train with MINING = "semi_hard" or "batch_all"'}
+HARDER = {
+    "merge": ', or train with TRIPLET_LOSS = "in_batch"',
+    "batch_all": ', or train with MINING = "batch_hard"',
+    "semi_hard": ', or train with MINING = "batch_hard"',
+    "all_semi_hard": ', or train with MINING = "batch_hard"',
+}
+
 
 class HistoryFile(keras.callbacks.Callback):
     """Keeps each epoch's logs, and writes them as CSV after each epoch.
@@ -111,21 +120,21 @@ class Watch(keras.callbacks.Callback):
 
     Args:
         margin: float, the loss's, of whose tenth negatives must be farther than positives.
+        mining: str, the loss's, or `"merge"`; the remedies go by it.
         least_distance: float, mean anchor-negative distance of an epoch, squared, below which embeddings have
             collapsed; in different directions they are 2 apart.
     """
 
-    def __init__(self, margin, least_distance=0.1):
+    def __init__(self, margin, mining, least_distance=0.1):
         super().__init__()
-        self.margin, self.least_distance, self.said = margin, least_distance, []
+        self.margin, self.mining, self.least_distance, self.said = margin, mining, least_distance, []
 
     def on_epoch_end(self, epoch, logs):
         if logs["negative_distance"] < self.least_distance:
             self._say(
                 "collapse",
                 f"Epoch {epoch + 1}: collapse, all embeddings lie near one point (mean squared distance to a negative "
-                f'{logs["negative_distance"]:.1g}). Lower LEARNING_RATE, or train with MINING = "semi_hard" or '
-                '"batch_all".',
+                f"{logs['negative_distance']:.1g}). Lower LEARNING_RATE{SOFTER.get(self.mining, '')}.",
             )
         elif logs["negative_distance"] - logs["positive_distance"] < 0.1 * self.margin:
             self._say(
@@ -138,7 +147,7 @@ class Watch(keras.callbacks.Callback):
             self._say(
                 "nothing active",
                 f"Epoch {epoch + 1}: no triplet had a loss, so nothing is learnt any more. Unless the validation "
-                'accuracy is as good as you need, raise MARGIN, or train with MINING = "batch_hard".',
+                f"accuracy is as good as you need, raise MARGIN{HARDER.get(self.mining, '')}.",
             )
 
     def _say(self, what, sentence):

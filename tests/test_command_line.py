@@ -199,6 +199,42 @@ def test_a_run_inside_the_images_and_half_a_split_are_refused(tmp_path):
     assert read("--dataset", "flat", "--triplet-loss", "merge")  # which has no classes per batch
 
 
+def test_the_model_that_a_run_replaces_is_refused_as_its_weights(tmp_path):
+    """Begun afresh and interrupted, the run could not be gone on with."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "embedding_model.keras").touch()
+    given = ("--weights", "run/../run/embedding_model.keras")
+    with pytest.raises(InputError, match="`WEIGHTS` must not be the model that the run replaces"):
+        read(*given)
+    assert read(*given, "--run-folder", "second")
+
+
+ENDS = {
+    "raise OSError(errno.EIO, 'the disk is broken')": "`RUN_FOLDER` and `DATASET` must be on disks that work.*broken",
+    "raise OSError(errno.ENOSPC, 'no room')": "`RUN_FOLDER` and `DATASET` must be .* with room left.*no room",
+}
+
+
+@pytest.mark.parametrize(("failure", "message"), ENDS.items())
+def test_a_disk_that_fails_is_told_in_one_line(failure, message):
+    code = f"import command_line, errno\ndef main():\n    {failure}\ncommand_line.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert re.search(message, done.stderr)
+
+
+def test_output_that_nobody_reads_any_more_ends_in_one_line():
+    code = "import command_line; command_line.run(lambda: [print('line', number) for number in range(10**5)])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=FOLDER, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        told = process.stderr.read()
+    assert process.returncode == 141
+    assert re.fullmatch("Stopped, since nobody reads .*the last checkpoint.\n", told)
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="there a name is always UTF-8")
 def test_a_class_name_that_is_no_text_is_refused(tmp_path):
     for name in (b"caf\xe9", b"b"):

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import run_folder
+
 FOLDER = Path(__file__).resolve().parent.parent
 SMALL = (
     "--backbone VGG16 --weights none --frozen-layers 0 --image-size 32 --precision float32 --augment none "
@@ -63,6 +65,7 @@ def test_a_run_prints_what_its_user_needs_to_see(finished):
 def test_a_run_folder_holds_everything(finished):
     place, done = finished
     run = place / "run"
+    assert {path.name for path in run.iterdir()} == {*run_folder.FILES, ".lock"}
     scores = json.loads((run / "report.json").read_text())
     assert list(scores) == ["raw pixels", "before training", "after training", "classes after training"]
     assert list(scores["classes after training"]) == list(COLOURS)

@@ -53,7 +53,7 @@ def test_constants_that_cannot_be_read_are_told(content, tmp_path):
 
 def test_starting_afresh_removes_the_run_and_nothing_else(tmp_path):
     run_folder.begin(tmp_path, CONSTANTS, afresh=False)
-    for name in ("report.txt", "controls.json", "checkpoint-00001-0000002.npz", "notes.txt", ".checkpoint.part"):
+    for name in (*run_folder.FILES, "checkpoint-00001-0000002.npz", "notes.txt", ".checkpoint.part"):
         (tmp_path / name).write_text("old")
     run_folder._locks.pop().close()
     run_folder.begin(tmp_path, CONSTANTS | {"EPOCHS": 9}, afresh=True)

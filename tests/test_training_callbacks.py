@@ -53,9 +53,9 @@ def test_without_a_finite_epoch_there_is_nothing_to_keep():
         check.load_best_weights()
 
 
-def watched(epochs, said=()):
+def watched(epochs, said=(), mining="batch_hard"):
     """What the watch says over epochs of (mean distance to negatives, active triplets), and what it keeps."""
-    watch = Watch(0.3)
+    watch = Watch(0.3, mining)
     watch.set_state({"said": list(said)})
     for number, (negative_distance, active, *positive) in enumerate(epochs):
         logs = {"negative_distance": negative_distance, "active_triplets": active}
@@ -70,9 +70,17 @@ def test_collapse_and_the_end_of_learning_are_said_once_with_a_remedy(capsys):
     assert len(told) == 3
     assert "Epoch 6: the loss is stuck at its margin" in told[2] and "LEARNING_RATE" in told[2]
     assert "Epoch 2: collapse" in told[0] and "LEARNING_RATE" in told[0] and "MINING" in told[0]
-    assert "Epoch 4: no triplet had a loss" in told[1] and "MARGIN" in told[1]
+    assert "Epoch 4: no triplet had a loss" in told[1] and "MARGIN" in told[1] and "MINING" not in told[1]
     watched(epochs, said)  # of a run that goes on
     assert capsys.readouterr().out == ""
+
+
+def test_the_remedies_are_those_that_the_loss_has(capsys):
+    watched([(0.01, 1.0), (2.1, 0.0)], mining="merge")
+    told = capsys.readouterr().out
+    assert "collapse" in told and 'TRIPLET_LOSS = "in_batch"' in told and "MINING" not in told
+    watched([(2.1, 0.0)], mining="semi_hard")
+    assert 'MINING = "batch_hard"' in capsys.readouterr().out
 
 
 def test_healthy_epochs_raise_no_alarm(capsys):
