@@ -41,6 +41,40 @@ def _one_of(*choices):
     return str, lambda value: value in choices, "one of " + ", ".join(f'"{choice}"' for choice in choices)
 
 
+# Constructors in keras.applications that have channels_first: layers without the classifier, and smallest IMAGE_SIZE.
+BACKBONES = {
+    "EfficientNetB0": (237, 32),
+    "EfficientNetB1": (339, 32),
+    "EfficientNetB2": (339, 32),
+    "EfficientNetB3": (384, 32),
+    "EfficientNetB4": (474, 32),
+    "EfficientNetB5": (576, 32),
+    "EfficientNetB6": (666, 32),
+    "EfficientNetB7": (813, 32),
+    "EfficientNetV2B0": (270, 32),
+    "EfficientNetV2B1": (334, 32),
+    "EfficientNetV2B2": (349, 32),
+    "EfficientNetV2B3": (409, 32),
+    "EfficientNetV2L": (1028, 32),
+    "EfficientNetV2M": (740, 32),
+    "EfficientNetV2S": (513, 32),
+    "InceptionResNetV2": (780, 75),
+    "InceptionV3": (311, 75),
+    "MobileNet": (86, 32),
+    "MobileNetV2": (154, 32),
+    "MobileNetV3Large": (187, 32),
+    "MobileNetV3Small": (157, 32),
+    "ResNet101": (345, 32),
+    "ResNet101V2": (377, 32),
+    "ResNet152": (515, 32),
+    "ResNet152V2": (564, 32),
+    "ResNet50": (175, 32),
+    "ResNet50V2": (190, 32),
+    "VGG16": (19, 32),
+    "VGG19": (22, 32),
+    "Xception": (132, 71),
+}
+
 # Of each constant: its type, whether a value is allowed, and what is allowed, in words.
 RULES = {
     "DATASET": (
@@ -54,7 +88,11 @@ RULES = {
     "FIT": _one_of("scale", "pad"),
     "UNREADABLE_IMAGES": _one_of("stop", "skip"),
     "AUGMENT": _one_of("none", "shift", "shift_flip"),
-    "BACKBONE": (str, str.isidentifier, "the name of a constructor in keras.applications"),
+    "BACKBONE": (
+        str,
+        lambda value: value in BACKBONES,
+        f"one of those in keras.applications that have channels_first, {', '.join(BACKBONES)}",
+    ),
     "WEIGHTS": (
         str,
         lambda value: value in ("imagenet", "none") or os.path.isfile(value),
@@ -78,8 +116,6 @@ RULES = {
     "RUN_FOLDER": (str, lambda value: bool(value.strip()), "the path of a folder, new or of an earlier run"),
 }
 DATASET_CLASSES = {"cifar10": 10, "digits": 10}
-# Layers without the classifier, and smallest IMAGE_SIZE; other backbones are checked once Keras has built them.
-BACKBONE_LIMITS = {"ResNet50": (175, 32), "VGG16": (19, 32), "InceptionV3": (311, 75)}
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
 
 
@@ -241,16 +277,13 @@ def _checked(name, value, default):
 def _check_together(values):
     """Raises InputError for values that are allowed one by one and contradict each other."""
     backbone = values["BACKBONE"]
-    if backbone in BACKBONE_LIMITS:
-        layers, smallest = BACKBONE_LIMITS[backbone]
-        if values["IMAGE_SIZE"] < smallest:
-            raise InputError(
-                f"`IMAGE_SIZE` must be at least {smallest} for {backbone}. Received: {values['IMAGE_SIZE']}"
-            )
-        if values["FROZEN_LAYERS"] > layers:
-            raise InputError(
-                f"`FROZEN_LAYERS` must be between 0 and {layers} for {backbone}. Received: {values['FROZEN_LAYERS']}"
-            )
+    layers, smallest = BACKBONES[backbone]
+    if values["IMAGE_SIZE"] < smallest:
+        raise InputError(f"`IMAGE_SIZE` must be at least {smallest} for {backbone}. Received: {values['IMAGE_SIZE']}")
+    if values["FROZEN_LAYERS"] > layers:
+        raise InputError(
+            f"`FROZEN_LAYERS` must be between 0 and {layers} for {backbone}. Received: {values['FROZEN_LAYERS']}"
+        )
     replaced = os.path.join(values["RUN_FOLDER"], "embedding_model.keras")
     if os.path.realpath(values["WEIGHTS"]) == os.path.realpath(replaced):
         raise InputError(

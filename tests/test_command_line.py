@@ -35,7 +35,7 @@ CASES = {
     "FIT": (["crop", "Scale", ""], ["scale", "pad"], ["scale", "pad"]),
     "UNREADABLE_IMAGES": (["ignore", ""], ["stop", "skip"], ["stop", "skip"]),
     "AUGMENT": (["flip", "shift flip"], ["none", "shift", "shift_flip"], ["none", "shift", "shift_flip"]),
-    "BACKBONE": (["", "ResNet-50", "os.path"], ["VGG16", "MobileNetV2"], ["keras.applications"]),
+    "BACKBONE": (["", "ResNet-50", "ConvNeXtTiny"], ["VGG16", "MobileNetV2"], ["keras.applications", "InceptionV3"]),
     "WEIGHTS": (["", str(FOLDER), "x" * 300], ["imagenet", "none", __file__], ["imagenet", "none", "file"]),
     "FROZEN_LAYERS": (["-1", "1.5", "all"], ["0", "175"], ["whole number", "0"]),
     "EMBEDDING_SIZE": (["1", "0", "1e2"], ["2", "4096"], ["whole number", "2"]),
@@ -139,9 +139,19 @@ def test_the_commands_that_the_documentation_shows_are_accepted(tmp_path):
         read(*shlex.split(re.split(" {3,}", line)[0]))  # what follows three spaces describes the command
 
 
-@pytest.mark.parametrize("backbone", command_line.BACKBONE_LIMITS)
+def test_the_backbones_are_those_that_keras_has_with_channels_first():
+    without = ("ConvNeXt", "DenseNet", "NASNet")
+    theirs = {name for name in dir(keras.applications) if name[0].isupper()}
+    assert set(command_line.BACKBONES) == {name for name in theirs if not name.startswith(without)}
+    for family in without:
+        name = next(name for name in sorted(theirs) if name.startswith(family))
+        with pytest.raises(ValueError, match="channels_first"):
+            getattr(keras.applications, name)(include_top=False, weights=None, input_shape=(3, 64, 64))
+
+
+@pytest.mark.parametrize("backbone", ["ResNet50", "VGG16", "InceptionV3", "MobileNet", "Xception"])
 def test_the_limits_of_a_backbone_are_those_of_keras(backbone):
-    layers, smallest = command_line.BACKBONE_LIMITS[backbone]
+    layers, smallest = command_line.BACKBONES[backbone]
 
     def build(size):
         shape = (3, size, size) if keras.config.image_data_format() == "channels_first" else (size, size, 3)
