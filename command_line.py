@@ -12,8 +12,9 @@ import tokenize
 from pathlib import Path
 
 NO_DOWNLOAD = (
-    "Nothing is downloaded by: python init.py --dataset digits --image-size 32 --augment none --weights none "
-    "--frozen-layers 0 --precision float32 --images-per-class 4 --learning-rate 1e-3 --epochs 4 --run-folder digits_run"
+    "Nothing is downloaded by: python init.py --dataset digits --backbone VGG16 --image-size 32 --augment none "
+    "--weights none --frozen-layers 0 --precision float32 --images-per-class 4 --learning-rate 3e-4 --epochs 2 "
+    "--run-folder digits_run"
 )
 
 

@@ -3,9 +3,9 @@
     python init.py                                            CIFAR-10, ImageNet weights, for one GPU
     python init.py --epochs 3 --mining batch_hard             any constant below is an option
     python init.py --dataset my_images --run-folder my_run    a folder of CLASS/IMAGE files
-    python init.py --dataset digits --image-size 32 --augment none --weights none --frozen-layers 0 \
-        --precision float32 --images-per-class 4 --learning-rate 1e-3 --epochs 4 --run-folder digits_run
-                                                              no download, no GPU, two to three minutes
+    python init.py --dataset digits --backbone VGG16 --image-size 32 --augment none --weights none --frozen-layers 0 \
+        --precision float32 --images-per-class 4 --learning-rate 3e-4 --epochs 2 --run-folder digits_run
+                                                              no download, no GPU, one to three minutes
 """
 
 import json
@@ -36,7 +36,7 @@ MARGIN = 0.3  # on squared distances of unit vectors, which lie between 0 and 4
 CLASSES_PER_BATCH = 8  # P, at least 2 and at most the number of classes
 IMAGES_PER_CLASS = 16  # K, at least 2; a batch has P*K images, halve K if memory runs out
 EPOCHS = 20  # passes over the training images
-LEARNING_RATE = 1e-4  # Adam's at its peak; 1e-3 with random weights
+LEARNING_RATE = 1e-4  # Adam's at its peak; 1e-3 with random weights, 3e-4 for those of VGG16
 WARM_UP = 0.1  # share of the steps in which the learning rate rises, before it falls along a cosine
 # Run
 NEIGHBOURS = 5  # nearest training images that vote for a test image's class
