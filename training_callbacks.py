@@ -112,7 +112,8 @@ class Watch(keras.callbacks.Callback):
     """Says, once each, when training goes wrong in a way that its user can mend.
 
     - Collapse: all embeddings lie near one point, and the loss stays at its margin.
-    - Stuck at the margin without collapse: positives are as far apart as negatives, in a whole epoch's mean.
+    - Stuck at the margin without collapse: positives are as far apart as negatives, in the mean of an epoch, or of
+      several where they are short: from random weights the first dozens of steps of healthy training look so too.
     - No active triplet in a whole epoch: there is nothing left to learn from.
 
     It goes by the logs of the training batches. Those of `predict` would give false alarms: from random weights, the
@@ -123,20 +124,24 @@ class Watch(keras.callbacks.Callback):
         mining: str, the loss's, or `"merge"`; the remedies go by it.
         least_distance: float, mean anchor-negative distance of an epoch, squared, below which embeddings have
             collapsed; in different directions they are 2 apart.
+        patience: int, how many steps in epochs without a break make training count as stuck.
     """
 
-    def __init__(self, margin, mining, least_distance=0.1):
+    def __init__(self, margin, mining, least_distance=0.1, patience=64):
         super().__init__()
-        self.margin, self.mining, self.least_distance, self.said = margin, mining, least_distance, []
+        self.margin, self.mining, self.least_distance, self.patience = margin, mining, least_distance, patience
+        self.said, self.stuck_steps = [], 0
 
     def on_epoch_end(self, epoch, logs):
+        stuck = logs["negative_distance"] - logs["positive_distance"] < 0.1 * self.margin
+        self.stuck_steps = self.stuck_steps + self.params["steps"] if stuck else 0
         if logs["negative_distance"] < self.least_distance:
             self._say(
                 "collapse",
                 f"Epoch {epoch + 1}: collapse, all embeddings lie near one point (mean squared distance to a negative "
                 f"{logs['negative_distance']:.1g}). Lower LEARNING_RATE{SOFTER.get(self.mining, '')}.",
             )
-        elif logs["negative_distance"] - logs["positive_distance"] < 0.1 * self.margin:
+        elif self.stuck_steps >= self.patience:
             self._say(
                 "stuck",
                 f"Epoch {epoch + 1}: the loss is stuck at its margin, images of one class lie as far apart "
@@ -157,11 +162,11 @@ class Watch(keras.callbacks.Callback):
 
     def state(self):
         """What a checkpoint keeps."""
-        return {"said": list(self.said)}
+        return {"said": list(self.said), "stuck_steps": self.stuck_steps}
 
     def set_state(self, state):
         """Goes on from what a checkpoint kept."""
-        self.said = list(state["said"])
+        self.said, self.stuck_steps = list(state["said"]), state["stuck_steps"]
 
 
 class TimeEstimate(keras.callbacks.Callback):

@@ -53,10 +53,11 @@ def test_without_a_finite_epoch_there_is_nothing_to_keep():
         check.load_best_weights()
 
 
-def watched(epochs, said=(), mining="batch_hard"):
+def watched(epochs, said=(), mining="batch_hard", steps=100):
     """What the watch says over epochs of (mean distance to negatives, active triplets), and what it keeps."""
     watch = Watch(0.3, mining)
-    watch.set_state({"said": list(said)})
+    watch.set_params({"steps": steps})
+    watch.set_state({"said": list(said), "stuck_steps": 0})
     for number, (negative_distance, active, *positive) in enumerate(epochs):
         logs = {"negative_distance": negative_distance, "active_triplets": active}
         watch.on_epoch_end(number, {**logs, "positive_distance": positive[0] if positive else negative_distance / 2})
@@ -73,6 +74,12 @@ def test_collapse_and_the_end_of_learning_are_said_once_with_a_remedy(capsys):
     assert "Epoch 4: no triplet had a loss" in told[1] and "MARGIN" in told[1] and "MINING" not in told[1]
     watched(epochs, said)  # of a run that goes on
     assert capsys.readouterr().out == ""
+
+
+def test_one_short_epoch_from_random_weights_is_not_yet_stuck(capsys):
+    assert watched([(2.1, 0.9, 2.08), (2.1, 0.5, 1.2), (2.1, 0.5, 2.09)], steps=40) == []
+    assert watched([(2.1, 0.9, 2.08), (2.1, 0.5, 2.09)], steps=40) == ["stuck"]
+    assert "Epoch 2: the loss is stuck" in capsys.readouterr().out
 
 
 def test_the_remedies_are_those_that_the_loss_has(capsys):
