@@ -85,7 +85,8 @@ class NearestNeighbourAccuracy(keras.callbacks.Callback):
             logs["val_accuracy"] = accuracy
         if self.best_accuracy is None or accuracy >= self.best_accuracy:
             self.best_accuracy = accuracy
-            self.best_weights = self.embedding_model.get_weights()
+            # On torch they would change with the training, whose memory they share.
+            self.best_weights = [weights.copy() for weights in self.embedding_model.get_weights()]
 
     def load_best_weights(self):
         """Gives the model the best epoch's weights.

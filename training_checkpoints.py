@@ -21,7 +21,7 @@ class Checkpoints(keras.callbacks.Callback):
     A checkpoint holds the variables of the model (weights, batch normalisation, random states), of the optimizer and
     of the epoch's metrics; the epoch and batch to go on with; and what `parts` keep. The batches themselves follow from
     the seed, the epoch and the batch. So training that goes on from a checkpoint ends where it would have ended without
-    interruption, on the CPU bit for bit.
+    interruption, with TensorFlow on the CPU bit for bit.
 
     A file is written beside its final name, flushed to the disk and renamed, so that it is whole or not there; each
     array in it has a checksum (zip's CRC-32). The two newest are kept: if the newest is damaged, the other is taken.
@@ -170,7 +170,7 @@ class Checkpoints(keras.callbacks.Callback):
             part.set_state({**progress["parts"][name], **_belonging_to(name, arrays)})
         self.batches.start_epoch(progress["epoch"], progress["batch"])
         if progress["batch"] > 0:
-            self.epoch_metrics = [keras.ops.convert_to_numpy(each) for each in self.metric_variables]
+            self.epoch_metrics = [np.array(keras.ops.convert_to_numpy(each)) for each in self.metric_variables]
         else:
             for metric in self.metrics:  # which Keras resets only once it has used them
                 metric.reset_state()
