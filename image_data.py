@@ -59,9 +59,9 @@ def load_images(dataset, image_size, fit, test_fraction, seed, unreadable="stop"
         class_names = [str(name) for name in digits.target_names]
         whole = Images(images, digits.target.astype("int32"))
     else:
-        images, labels, number_of_training_images, class_names = load_folder(dataset, image_size, fit, unreadable)
-        whole, cut = Images(images, labels), number_of_training_images
-        if cut:
+        images, labels, cut, class_names = load_folder(dataset, image_size, fit, unreadable)
+        whole = Images(images, labels)
+        if cut:  # between train/ and test/
             return Images(*(part[:cut] for part in whole)), Images(*(part[cut:] for part in whole)), class_names
     return *stratified_split(whole, test_fraction, seed), class_names
 

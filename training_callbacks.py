@@ -11,12 +11,7 @@ from run_folder import write_whole
 
 # What else helps, besides a lower learning rate and a larger margin.
 SOFTER = {"batch_hard": ', or train with MINING = "semi_hard" or "batch_all"'}
-HARDER = {
-    "merge": ', or train with TRIPLET_LOSS = "in_batch"',
-    "batch_all": ', or train with MINING = "batch_hard"',
-    "semi_hard": ', or train with MINING = "batch_hard"',
-    "all_semi_hard": ', or train with MINING = "batch_hard"',
-}
+HARDER = {"batch_hard": "", "merge": ', or train with TRIPLET_LOSS = "in_batch"'}
 
 
 class HistoryFile(keras.callbacks.Callback):
@@ -150,10 +145,11 @@ class Watch(keras.callbacks.Callback):
                 "Lower LEARNING_RATE, or check that the images are in the right class folders.",
             )
         elif logs["active_triplets"] == 0:
+            harder = HARDER.get(self.mining, ', or train with MINING = "batch_hard"')
             self._say(
                 "nothing active",
                 f"Epoch {epoch + 1}: no triplet had a loss, so nothing is learnt any more. Unless the validation "
-                f"accuracy is as good as you need, raise MARGIN{HARDER.get(self.mining, '')}.",
+                f"accuracy is as good as you need, raise MARGIN{harder}.",
             )
 
     def _say(self, what, sentence):

@@ -200,7 +200,7 @@ def test_a_machine_without_channels_first_convolutions_is_told_before_anything_i
     import init
 
     def refuse(*arguments):
-        raise NotImplementedError("only NHWC here")
+        raise RuntimeError("only NHWC here")
 
     monkeypatch.setattr(init, "PRECISION", "float32")
     monkeypatch.setattr(init.keras.ops, "conv", refuse)
