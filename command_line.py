@@ -11,13 +11,13 @@ import sys
 import tokenize
 from pathlib import Path
 
+from backbones import BACKBONES
+
 NO_DOWNLOAD = (
     "Nothing is downloaded by: python init.py --dataset digits --backbone VGG16 --image-size 32 --augment none "
     "--weights none --frozen-layers 0 --precision float32 --images-per-class 4 --learning-rate 3e-4 --epochs 2 "
     "--run-folder digits_run"
 )
-
-
 # A disk that is full, over its quota, broken, read-only, gone, or behind a network that is.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENODEV, errno.ESTALE)
 
@@ -41,40 +41,6 @@ def _number_between(least, most):
 def _one_of(*choices):
     return str, lambda value: value in choices, "one of " + ", ".join(f'"{choice}"' for choice in choices)
 
-
-# Constructors in keras.applications that have channels_first: layers without the classifier, and smallest IMAGE_SIZE.
-BACKBONES = {
-    "EfficientNetB0": (237, 32),
-    "EfficientNetB1": (339, 32),
-    "EfficientNetB2": (339, 32),
-    "EfficientNetB3": (384, 32),
-    "EfficientNetB4": (474, 32),
-    "EfficientNetB5": (576, 32),
-    "EfficientNetB6": (666, 32),
-    "EfficientNetB7": (813, 32),
-    "EfficientNetV2B0": (270, 32),
-    "EfficientNetV2B1": (334, 32),
-    "EfficientNetV2B2": (349, 32),
-    "EfficientNetV2B3": (409, 32),
-    "EfficientNetV2L": (1028, 32),
-    "EfficientNetV2M": (740, 32),
-    "EfficientNetV2S": (513, 32),
-    "InceptionResNetV2": (780, 75),
-    "InceptionV3": (311, 75),
-    "MobileNet": (86, 32),
-    "MobileNetV2": (154, 32),
-    "MobileNetV3Large": (187, 32),
-    "MobileNetV3Small": (157, 32),
-    "ResNet101": (345, 32),
-    "ResNet101V2": (377, 32),
-    "ResNet152": (515, 32),
-    "ResNet152V2": (564, 32),
-    "ResNet50": (175, 32),
-    "ResNet50V2": (190, 32),
-    "VGG16": (19, 32),
-    "VGG19": (22, 32),
-    "Xception": (132, 71),
-}
 
 # Of each constant: its type, whether a value is allowed, and what is allowed, in words.
 RULES = {

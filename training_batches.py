@@ -22,7 +22,7 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, data, plan, seed=0, augment="none"):
-        super().__init__(workers=2)
+        super().__init__()  # one worker: with more, Keras trains PyTorch on batches of the epoch before
         self.data, self.plan, self.seed, self.augment = data, plan, seed, augment
         self.start_epoch(0)
 

@@ -21,7 +21,7 @@ class Checkpoints(keras.callbacks.Callback):
     A checkpoint holds the variables of the model (weights, batch normalisation, random states), of the optimizer and
     of the epoch's metrics; the epoch and batch to go on with; and what `parts` keep. The batches themselves follow from
     the seed, the epoch and the batch. So training that goes on from a checkpoint ends where it would have ended without
-    interruption, with TensorFlow on the CPU bit for bit.
+    interruption, on a CPU bit for bit; but for dropout on torch, which draws from torch's own random state.
 
     A file is written beside its final name, flushed to the disk and renamed, so that it is whole or not there; each
     array in it has a checksum (zip's CRC-32). The two newest are kept: if the newest is damaged, the other is taken.

@@ -12,6 +12,7 @@ import keras
 import pytest
 
 import command_line
+from backbones import BACKBONES
 from command_line import InputError
 
 FOLDER = Path(__file__).resolve().parent.parent
@@ -142,7 +143,7 @@ def test_the_commands_that_the_documentation_shows_are_accepted(tmp_path):
 def test_the_backbones_are_those_that_keras_has_with_channels_first():
     without = ("ConvNeXt", "DenseNet", "NASNet")
     theirs = {name for name in dir(keras.applications) if name[0].isupper()}
-    assert set(command_line.BACKBONES) == {name for name in theirs if not name.startswith(without)}
+    assert set(BACKBONES) == {name for name in theirs if not name.startswith(without)}
     for family in without:
         name = next(name for name in sorted(theirs) if name.startswith(family))
         with pytest.raises(ValueError, match="channels_first"):
@@ -151,7 +152,7 @@ def test_the_backbones_are_those_that_keras_has_with_channels_first():
 
 @pytest.mark.parametrize("backbone", ["ResNet50", "VGG16", "InceptionV3", "MobileNet", "Xception"])
 def test_the_limits_of_a_backbone_are_those_of_keras(backbone):
-    layers, smallest = command_line.BACKBONES[backbone]
+    layers, smallest = BACKBONES[backbone]
 
     def build(size):
         shape = (3, size, size) if keras.config.image_data_format() == "channels_first" else (size, size, 3)

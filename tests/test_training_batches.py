@@ -160,7 +160,7 @@ def test_images_move_by_up_to_an_eighth_and_are_mirrored_when_asked(augment, sha
 
 
 def test_fit_and_predict_are_fed_as_planned():
-    """Keras fetches batches with threads, ahead of the training step."""
+    """Keras may fetch batches ahead of the training step, in threads of its own."""
     data, fed = plain(np.arange(60)), []  # a label tells the image
 
     def loss(true, predicted):
@@ -175,6 +175,8 @@ def test_fit_and_predict_are_fed_as_planned():
     shuffled = Batches(data, lambda generator: list(generator.permutation(60).reshape(-1, 5)), 6, "shift_flip")
     plan = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: shuffled.start_epoch(epoch))
     model.fit(shuffled, epochs=3, shuffle=False, verbose=0, callbacks=[plan])
+    if fed[0] == [1] * 5:
+        del fed[0]  # of no batch: on torch, Keras tries the loss first on ones
     for epoch in range(3):
         shuffled.start_epoch(epoch)
         assert fed[12 * epoch : 12 * (epoch + 1)] == [batch.tolist() for batch in shuffled.batches]
