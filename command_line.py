@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import errno
 import io
 import math
@@ -19,7 +20,10 @@ NO_DOWNLOAD = (
     "--run-folder digits_run"
 )
 # A disk that is full, over its quota, broken, read-only, gone, or behind a network that is.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENODEV, errno.ESTALE)
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENODEV, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM),
+)
 
 
 class InputError(ValueError):
@@ -149,42 +153,45 @@ def run(main):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # what follows, such as importing Keras, just ends at Ctrl-C
         return result
     except InputError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        _tell(f"{name}: {error}")
         code = 2
     except Interrupted as error:
         number, saved = error.args
         if saved:
-            print("Stopped, and everything saved: the same command goes on from here.", file=sys.stderr)
+            _tell("Stopped, and everything saved: the same command goes on from here.")
         else:
-            print("Stopped. Weights were not finite, and are not saved. Lower LEARNING_RATE.", file=sys.stderr)
+            _tell("Stopped. Weights were not finite, and are not saved. Lower LEARNING_RATE.")
         code = 128 + number
     except KeyboardInterrupt:
-        print("Stopped: the same command goes on from the last checkpoint, if there is one.", file=sys.stderr)
+        _tell("Stopped: the same command goes on from the last checkpoint, if there is one.")
         code = 130
     except BrokenPipeError:
-        print(
-            "Stopped, since nobody reads what is printed any more: the same command goes on from the last checkpoint.",
-            file=sys.stderr,
+        _tell(
+            "Stopped, since nobody reads what is printed any more: the same command goes on from the last checkpoint."
         )
         code = 141
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(
-            f"{name}: `RUN_FOLDER` and `DATASET` must be on disks that work, with room left. Received: {error}",
-            file=sys.stderr,
-        )
+        _tell(f"{name}: `RUN_FOLDER` and `DATASET` must be on disks that work, with room left. Received: {error}")
         code = 2
-    _flush()
+    _flush(sys.stdout)
     sys.exit(code)
 
 
-def _flush():
+def _tell(sentence):
+    """Prints on standard error, where somebody reads it."""
+    with contextlib.suppress(BrokenPipeError):
+        print(sentence, file=sys.stderr)
+    _flush(sys.stderr)
+
+
+def _flush(stream):
     """Prints what is left to print, where somebody reads it."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python would complain when it ends
 
 
 class _Parser(argparse.ArgumentParser):

@@ -52,6 +52,7 @@ def read_constants():
     globals().update(command_line.read_options(__file__, globals()))
     finished = run_folder.finished_report(RUN_FOLDER, None if START_AFRESH else constants())
     if finished:
+        run_folder.remove_checkpoints(RUN_FOLDER)  # left where the process was killed before it did
         print(f"The run in {RUN_FOLDER} is finished; --start-afresh True trains again.\n\n{finished}")
         sys.exit(0)
     keras_settings.apply()
@@ -122,7 +123,7 @@ def main():
     watch = Watch(MARGIN, MINING if TRIPLET_LOSS == "in_batch" else TRIPLET_LOSS)
     parts = {"check": check, "history": history, "watch": watch}
     checkpoints = Checkpoints(trained, metrics, batches, parts, folder, CHECKPOINT_MINUTES)
-    checkpoints.restore()
+    checkpoints.restore(START_AFRESH)
     callbacks = [keras.callbacks.TerminateOnNaN(), TimeEstimate(batches), check, watch, history, checkpoints]
     verbose = 1 if sys.stdout.isatty() else 2
     with checkpoints.told_of_signals():

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 from command_line import InputError
@@ -25,7 +26,7 @@ FILES = (
 )
 IMAGES = "checksum of images and classes"  # beside the constants in constants.json
 AFRESH = "name another with --run-folder, or begin it again with --start-afresh True"
-_locks = []  # open as long as the process lives
+_locks = {}  # files that stay open as long as the process lives, by folder
 
 
 def finished_report(folder, constants):
@@ -39,17 +40,17 @@ def finished_report(folder, constants):
         str.
 
     Raises:
-        InputError: if the folder cannot be written, or holds a run, finished or not, with other constants; it names
-            those that differ.
+        InputError: if the folder cannot be written, holds files that a run would replace and no run, another process
+            runs in it, or it holds a run, finished or not, with other constants; it names those that differ.
     """
     folder = Path(folder)
     try:
         existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        writable = existing.is_dir() and os.access(existing, os.W_OK)
-    except (OSError, RuntimeError):  # too long, a link to itself, below a folder that is closed
-        writable = False
-    if not writable:
-        raise InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {str(folder)!r}")
+        tempfile.TemporaryFile(dir=existing).close()  # not `os.access`, which is sure of too much
+    except (OSError, RuntimeError) as error:  # closed, too long, a link to itself, below a folder that is closed
+        raise InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {str(folder)!r}") from error
+    _refuse_foreign(folder)
+    _refuse_if_in_use(folder)
     if constants is None:
         return ""
     begun, report = _stored(folder)
@@ -82,10 +83,11 @@ def begin(folder, constants, afresh, images=0):
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(folder)
         _lock(folder)
         for left in folder.glob(".*.part"):  # by a process that was killed while it wrote
             left.unlink()
-        if afresh and not _goes_on(folder, constants):
+        if afresh and not _goes_on(folder, constants, images):
             remove_checkpoints(folder)
             for name in FILES:  # its constants last, so that until then it is the old run
                 (folder / name).unlink(missing_ok=True)
@@ -98,10 +100,6 @@ def begin(folder, constants, afresh, images=0):
                 f"Give them back, or {AFRESH}."
             )
         write_whole(folder / "constants.json", json.dumps({**constants, IMAGES: images}, indent=4) + "\n")
-    except BlockingIOError as error:
-        raise InputError(
-            f"`RUN_FOLDER` must not be in use by another process; one runs in {str(folder)!r}. Wait, or name another."
-        ) from error
     except OSError as error:
         raise InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {error}") from error
     return folder
@@ -128,13 +126,26 @@ def _differing(begun, constants, free):
     return sorted(name for name in names if begun.get(name) != constants.get(name))
 
 
-def _goes_on(folder, constants):
+def _refuse_foreign(folder):
+    """Raises InputError for a folder without a run whose files a run would replace, or take for its own."""
+    if not (folder / "constants.json").exists():
+        foreign = [name for name in FILES if (folder / name).exists()]
+        if foreign:
+            raise InputError(
+                f"`RUN_FOLDER` must be new, empty or of an earlier run. Received: {str(folder)!r}, with no run in it "
+                f"and files that a run would replace: {', '.join(foreign)}"
+            )
+
+
+def _goes_on(folder, constants, images):
     """Whether a folder holds an unfinished run that the same command, START_AFRESH included, has begun."""
     try:
         begun, report = _stored(folder)
     except InputError:
         return False
-    return begun is not None and not report and not _differing(begun, constants, set(FREE) - {"START_AFRESH"})
+    if begun is None or report or begun.get(IMAGES, images) != images:
+        return False
+    return not _differing(begun, constants, set(FREE) - {"START_AFRESH"})
 
 
 def finish(folder, report):
@@ -148,9 +159,14 @@ def checkpoints(folder):
     return sorted(Path(folder).glob("checkpoint-[0-9]*-[0-9]*.npz"), reverse=True)
 
 
-def remove_checkpoints(folder, kept=0):
-    """Removes all checkpoints of a run but the newest `kept`."""
-    for path in checkpoints(folder)[kept:]:
+def remove_checkpoints(folder, kept=0, newest=None):
+    """Removes the checkpoints of a run but `kept` of them: `newest`, and those before it.
+
+    If there are some after `newest`, the run did not go on from them, since they are damaged.
+    """
+    paths = checkpoints(folder)
+    first = paths.index(newest) if newest else 0
+    for path in paths[:first] + paths[first + kept :]:
         path.unlink(missing_ok=True)
 
 
@@ -177,9 +193,14 @@ def written_whole(path):
 
 
 def write_whole(path, text):
-    """Writes a text file whole, or not at all."""
-    with written_whole(path) as file:
-        file.write(text.encode("utf-8"))
+    """Writes a text file whole, or not at all; raises InputError if it cannot be written."""
+    try:
+        with written_whole(path) as file:
+            file.write(text.encode("utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"`RUN_FOLDER` must stay a folder that can be written, with room. Received: {error}"
+        ) from error
 
 
 def remembered(path, compute):
@@ -195,9 +216,27 @@ def remembered(path, compute):
     return values
 
 
+def _refuse_if_in_use(folder):
+    """Raises InputError if another process has locked a folder; leaves it unlocked."""
+    if (folder / ".lock").exists() and os.path.realpath(folder) not in _locks:
+        _lock(folder)
+        _locks.pop(os.path.realpath(folder)).close()
+
+
 def _lock(folder):
-    """Locks a folder until the process ends, however it ends; raises BlockingIOError if another process has it."""
+    """Locks a folder until the process ends, however it ends; raises InputError if another process has it."""
     file = open(folder / ".lock", "a+b")
+    try:
+        _lock_file(file)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(
+            f"`RUN_FOLDER` must not be in use by another process; one runs in {str(folder)!r}. Wait, or name another."
+        ) from error
+    _locks[os.path.realpath(folder)] = file
+
+
+def _lock_file(file):
     if os.name == "posix":
         import fcntl
 
@@ -209,4 +248,3 @@ def _lock(folder):
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as error:
             raise BlockingIOError(str(error)) from error
-    _locks.append(file)

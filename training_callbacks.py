@@ -126,11 +126,14 @@ class Watch(keras.callbacks.Callback):
     def __init__(self, margin, mining, least_distance=0.1, patience=64):
         super().__init__()
         self.margin, self.mining, self.least_distance, self.patience = margin, mining, least_distance, patience
-        self.said, self.stuck_steps = [], 0
+        self.said, self.stuck_steps, self.steps = [], 0, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps += 1  # of the epoch, those before an interruption included
 
     def on_epoch_end(self, epoch, logs):
         stuck = logs["negative_distance"] - logs["positive_distance"] < 0.1 * self.margin
-        self.stuck_steps = self.stuck_steps + self.params["steps"] if stuck else 0
+        self.stuck_steps, self.steps = self.stuck_steps + self.steps if stuck else 0, 0
         if logs["negative_distance"] < self.least_distance:
             self._say(
                 "collapse",
@@ -159,11 +162,11 @@ class Watch(keras.callbacks.Callback):
 
     def state(self):
         """What a checkpoint keeps."""
-        return {"said": list(self.said), "stuck_steps": self.stuck_steps}
+        return {"said": list(self.said), "stuck_steps": self.stuck_steps, "steps": self.steps}
 
     def set_state(self, state):
         """Goes on from what a checkpoint kept."""
-        self.said, self.stuck_steps = list(state["said"]), state["stuck_steps"]
+        self.said, self.stuck_steps, self.steps = list(state["said"]), state["stuck_steps"], state["steps"]
 
 
 class TimeEstimate(keras.callbacks.Callback):
@@ -178,19 +181,22 @@ class TimeEstimate(keras.callbacks.Callback):
     def __init__(self, batches, warm_up=3, seconds=5.0):
         super().__init__()
         self.batches, self.warm_up, self.seconds = batches, warm_up, seconds
-        self.steps, self.began, self.said = 0, 0.0, False
+        self.steps, self.measured, self.began, self.said = 0, 0, 0.0, False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.measured, self.began = 0, time.perf_counter()  # again, without what came after the epoch before
 
     def on_train_batch_end(self, batch, logs=None):
         if self.said:
             return
         float((logs or {}).get("loss", 0))  # waits for the device, which runs behind
         self.steps += 1
-        if self.steps == self.warm_up:
+        if self.steps <= self.warm_up:
             self.began = time.perf_counter()
-        measured = self.steps - self.warm_up
-        enough = time.perf_counter() - self.began >= self.seconds or batch + 1 == len(self.batches)
-        if measured > 0 and enough:
-            each = (time.perf_counter() - self.began) / measured
+            return
+        self.measured += 1
+        if time.perf_counter() - self.began >= self.seconds or batch + 1 == len(self.batches):
+            each = (time.perf_counter() - self.began) / self.measured
             whole = self.batches.first_batch + len(self.batches)
             left = len(self.batches) - batch - 1 + whole * (self.params["epochs"] - self.batches.epoch - 1)
             print(f"\n{duration(left * each)} of training to go, at {each:.2g} s a step")

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -52,12 +54,24 @@ class Checkpoints(keras.callbacks.Callback):
         """Whether there are epochs left to train, and nothing has stopped the training."""
         return self.batches.epoch < epochs and not self.stopped
 
-    def restore(self):
+    def restore(self, afresh=False):
         """Goes on from the newest whole checkpoint, if there is one.
+
+        Args:
+            afresh: bool, whether training begins again where there are checkpoints and none can be used.
 
         Raises:
             InputError: if the checkpoint is of another network, or none of those there is whole.
         """
+        try:
+            self._restore()
+        except InputError as error:
+            if not afresh:
+                raise
+            print(f"Begun again: {error}")
+            remove_checkpoints(self.folder)
+
+    def _restore(self):
         paths = checkpoints(self.folder)
         for path in paths:
             try:
@@ -99,28 +113,33 @@ class Checkpoints(keras.callbacks.Callback):
                 np.savez(file, progress=np.array(json.dumps(progress)), **arrays)
         except OSError as error:
             raise InputError(
-                f"`RUN_FOLDER` must have room for checkpoints. Received: {error}. The checkpoint before it is whole: "
-                "the same command goes on from there."
+                f"`RUN_FOLDER` must have room for checkpoints, and stay writable. Received: {error}. The "
+                "checkpoint before it is whole: the same command goes on from there."
             ) from error
-        remove_checkpoints(self.folder, kept=2)
+        remove_checkpoints(self.folder, kept=2, newest=path)
         return True
 
     @contextlib.contextmanager
     def told_of_signals(self):
-        """While it lasts, Ctrl-C and SIGTERM end training after the present step, with a checkpoint."""
+        """While it lasts, Ctrl-C and SIGTERM end training after the present step, with a checkpoint.
+
+        So does a standard output that is closed, as when Ctrl-C ends the `tee` behind a pipe, too.
+        """
 
         def note(number, frame):
             if self.interrupted_by:  # asked a second time
                 raise KeyboardInterrupt
             self.interrupted_by = number
-            print("\nStopping after this step, with a checkpoint; Ctrl-C again stops at once.", flush=True)
+            with contextlib.suppress(OSError):  # where nobody reads it; and not `print`, which a signal may interrupt
+                os.write(2, b"\nStopping after this step, with a checkpoint; Ctrl-C again stops at once.\n")
 
         if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
             yield
             return
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            yield
+            with contextlib.redirect_stdout(_UntilClosed(sys.stdout, self)):
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -175,6 +194,34 @@ class Checkpoints(keras.callbacks.Callback):
             for metric in self.metrics:  # which Keras resets only once it has used them
                 metric.reset_state()
         print(f"Going on in epoch {progress['epoch'] + 1} after {progress['batch']} batches, from {path}")
+
+
+class _UntilClosed:
+    """A stream that asks `checkpoints` to stop when nobody reads it any more, and takes in silence what follows."""
+
+    def __init__(self, stream, checkpoints):
+        self.stream, self.checkpoints = stream, checkpoints
+
+    def write(self, text):
+        with self._silent():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with self._silent():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _silent(self):
+        try:
+            yield
+        except BrokenPipeError:
+            self.checkpoints.interrupted_by = (
+                self.checkpoints.interrupted_by or 13
+            )  # SIGPIPE, also where it has no name
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 def _belonging_to(owner, arrays):

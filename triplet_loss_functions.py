@@ -15,8 +15,9 @@ own class, than to a negative, an image of another class, by a margin; in square
     outputs = keras.ops.stack([anchor, positive, negative], axis=1)  # shape (batch, 3, embedding_size)
     model.compile(loss=MergeTripletLoss(margin=0.3))
 
-Both are finite, with finite gradients, for every batch of embeddings shorter than 1e18. An anchor without a positive or
-without a negative takes no part; a batch without any triplet has loss 0 and gradient 0. No tensor has three batch axes.
+Both are finite, with finite gradients, for every batch of embeddings shorter than 1e12; embeddings that are not finite
+themselves give NaN, and are never hidden by a mask. An anchor without a positive or without a negative takes no part; a
+batch without any triplet has loss 0 and gradient 0. No tensor has three batch axes.
 """
 
 import keras
@@ -48,9 +49,11 @@ def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", di
     and O(batch² · images of the largest class) otherwise.
 
     Args:
-        labels: integers of any dtype that the backend has, shape `(batch,)` or `(batch, 1)`, of at least one image.
-            `fit` makes them float32, in which integers above 2**24 are no longer told apart.
-        embeddings: floats, shape `(batch, embedding_size)`; float16 and bfloat16 are computed in float32.
+        labels: integers of any dtype that the backend has (JAX wraps those beyond 32 bits unless told otherwise), shape
+            `(batch,)` or `(batch, 1)`, of at least one image. `fit` makes them float32, in which integers above 2**24
+            are no longer told apart, and nothing tells fractional ones while it runs as a graph.
+        embeddings: floats, shape `(batch, embedding_size)`; float16 and bfloat16 are computed in float32, and float64
+            too on torch, where Keras multiplies matrices in it.
         margin: positive float, in the unit of the distance; or `"soft"`, log(1 + exp(.)) in place of max(0, . +
             margin) (Hermans et al. 2017, section 2).
         mining: one of the four above.
@@ -67,7 +70,7 @@ def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", di
             is none of those named, or the average over `"active"` triplets is asked for with the soft margin, with
             which all are.
     """
-    average = _checked_choices(margin, mining, distance, average)
+    margin, average = _checked_choices(margin, mining, distance, average)
     labels, embeddings = _checked_batch(labels, embeddings)
     losses, active, mined = _mined_losses(labels, embeddings, margin, mining, distance)[:3]
     return _averaged(losses, active, mined, average)
@@ -84,7 +87,7 @@ def in_batch_triplet_statistics(labels, embeddings, margin=0.3, mining="semi_har
         (for `"all_semi_hard"` of all valid ones) whose loss is positive, or with the soft margin whose negative is
         nearer than the positive; `positive_distance` and `negative_distance`, the means over all pairs.
     """
-    average = _checked_choices(margin, mining, distance, average)
+    margin, average = _checked_choices(margin, mining, distance, average)
     labels, embeddings = _checked_batch(labels, embeddings)
     losses, active, mined, distances, positives, negatives = _mined_losses(labels, embeddings, margin, mining, distance)
     statistics = {
@@ -111,7 +114,7 @@ def merge_triplet_loss(anchor, positive, negative, margin=0.3, distance="squared
     Raises:
         ValueError: if the shapes differ, or another argument is none of those named.
     """
-    average = _checked_choices(margin, "batch_hard", distance, average)  # averaged as batch-hard triplets are
+    margin, average = _checked_choices(margin, "batch_hard", distance, average)  # averaged as batch-hard triplets are
     to_positive, to_negative = _branch_distances(anchor, positive, negative, distance)
     losses, slopes = _loss_of_gap(to_positive - to_negative, margin)  # each of shape (batch,)
     active, mined = _count(_is_active(slopes, margin)), _count(ops.ones_like(losses))
@@ -144,10 +147,8 @@ class InBatchTripletLoss(keras.losses.Loss):
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
-        if self.dtype not in ("float32", "float64"):
-            raise ValueError(f"`dtype` must be float32 or float64, or labels are confused. Received: {self.dtype}")
-        _checked_choices(margin, mining, distance, average)
-        margin = margin if margin == "soft" else float(margin)  # which JSON can hold
+        _check_dtype(self.dtype)
+        margin, _ = _checked_choices(margin, mining, distance, average)
         self.settings = {"margin": margin, "mining": mining, "distance": distance, "average": average}
 
     def call(self, y_true, y_pred):
@@ -164,16 +165,19 @@ class InBatchTripletLoss(keras.losses.Loss):
         return [TripletStatistic(self, name) for name in STATISTICS]
 
     def statistic(self, name, labels, embeddings):
-        """One of the statistics of a batch, computed without what it does not need."""
-        if name == "active_triplets":
-            return in_batch_triplet_statistics(labels, embeddings, **self.settings)[1][name]
+        """One of a batch's statistics, computed without what it does not need, and its weight: 0 if there is none."""
         labels, embeddings = _checked_batch(labels, embeddings)
-        positives, negatives = _pairs(labels)
-        distances = _distances(embeddings, self.settings["distance"])
-        return _mean_where(positives if name == "positive_distance" else negatives, distances)
+        positives, negatives = _pairs(labels)  # each of shape (batch, batch)
+        if name == "active_triplets":
+            value = in_batch_triplet_statistics(labels, embeddings, **self.settings)[1][name]
+            complete = ops.logical_and(ops.any(positives, axis=1), ops.any(negatives, axis=1))  # shape (batch,)
+            return value, ops.cast(ops.any(complete), "float32")
+        pairs = positives if name == "positive_distance" else negatives
+        value = _mean_where(pairs, _distances(embeddings, self.settings["distance"]))
+        return value, ops.cast(ops.any(pairs), "float32")
 
     def get_config(self):
-        return {**super().get_config(), **self.settings}
+        return {**super().get_config(), "dtype": self.dtype, **self.settings}
 
 
 @keras.saving.register_keras_serializable("triplet_loss")
@@ -196,8 +200,8 @@ class MergeTripletLoss(keras.losses.Loss):
 
     def __init__(self, margin=0.3, distance="squared", average="all", name="merge_triplet_loss", **kwargs):
         super().__init__(name=name, **kwargs)
-        _checked_choices(margin, "batch_hard", distance, average)  # averaged as batch-hard triplets are
-        margin = margin if margin == "soft" else float(margin)  # which JSON can hold
+        _check_dtype(self.dtype)
+        margin, _ = _checked_choices(margin, "batch_hard", distance, average)
         self.settings = {"margin": margin, "distance": distance, "average": average}
 
     def call(self, y_true, y_pred):
@@ -208,34 +212,40 @@ class MergeTripletLoss(keras.losses.Loss):
         return [TripletStatistic(self, name) for name in STATISTICS]
 
     def statistic(self, name, targets, merged):
-        """One of the statistics of each triplet, shape `(batch,)`."""
+        """One of the statistics of each triplet, shape `(batch,)`, and their weights: all alike."""
         to_positive, to_negative = _branch_distances(*_branches(merged), self.settings["distance"])
         if name == "active_triplets":
             margin = self.settings["margin"]
-            return ops.cast(_is_active(_loss_of_gap(to_positive - to_negative, margin)[1], margin), "float32")
-        return to_positive if name == "positive_distance" else to_negative
+            return ops.cast(_is_active(_loss_of_gap(to_positive - to_negative, margin)[1], margin), "float32"), None
+        return to_positive if name == "positive_distance" else to_negative, None
 
     def get_config(self):
-        return {**super().get_config(), **self.settings}
+        return {**super().get_config(), "dtype": self.dtype, **self.settings}
 
 
 @keras.saving.register_keras_serializable("triplet_loss")
 class TripletStatistic(keras.metrics.Mean):
-    """A statistic for the metrics of `compile`, a mean over batches; sample weights play no part.
+    """A statistic for the metrics of `compile`, a mean over the batches that have it; sample weights play no part.
 
     Args:
         loss: `InBatchTripletLoss` or `MergeTripletLoss`.
         statistic: `"active_triplets"`, `"positive_distance"` or `"negative_distance"`.
         name: str, the metric's name; the statistic's if not given.
         **kwargs: `dtype` of `keras.metrics.Mean`.
+
+    Raises:
+        ValueError: if there is no such statistic.
     """
 
     def __init__(self, loss, statistic, name=None, **kwargs):
         super().__init__(name=name or statistic, **kwargs)
+        if statistic not in STATISTICS:
+            raise ValueError(f"`statistic` must be one of {', '.join(map(repr, STATISTICS))}. Received: {statistic!r}")
         self.loss, self.statistic = loss, statistic
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        return super().update_state(self.loss.statistic(self.statistic, y_true, y_pred))
+        value, weight = self.loss.statistic(self.statistic, y_true, y_pred)
+        return super().update_state(value, weight)
 
     def get_config(self):
         loss = keras.saving.serialize_keras_object(self.loss)
@@ -250,7 +260,7 @@ def squared_distances(embeddings):
     """Squared Euclidean distances between all embeddings of a batch, never negative, 0 on the diagonal.
 
     On unit vectors they are exact to 5e-6, also where a GPU multiplies float32 matrices in TF32; between whole numbers
-    that float32 can hold, and between duplicates, exact.
+    less than 2048 apart, exact.
 
     Args:
         embeddings: floats, shape `(batch, embedding_size)`.
@@ -259,9 +269,11 @@ def squared_distances(embeddings):
         Distances of shape `(batch, batch)`.
     """
     embeddings = _at_least_float32(embeddings)
-    embeddings = embeddings - ops.stop_gradient(embeddings[:1])  # nearer to 0, where less is cancelled
+    # Moved nearer to 0, where less is cancelled, but not by one that lies far from the others.
+    shortest = ops.argmin(ops.sum(ops.square(embeddings), axis=1))
+    embeddings = embeddings - ops.stop_gradient(ops.take(embeddings, shortest, axis=0))
     products = _twice_products(embeddings)  # shape (batch, batch)
-    norms = ops.diagonal(products) / 2  # shape (batch,); rounded as the products are, so that duplicates are at 0
+    norms = ops.diagonal(products) / 2  # shape (batch,); rounded as the products are
     return ops.relu(norms[:, None] - products + norms[None, :])
 
 
@@ -269,7 +281,7 @@ def _twice_products(embeddings):
     """Twice the dot products between all embeddings, as exact where a GPU multiplies in TF32 (10 bits of mantissa).
 
     Each number is split into its leading 10 bits, of which TF32 loses nothing, and the rest; what TF32 loses of the
-    products with the rest is below float32's own rounding. The split is by bits, since a compiler might simplify one
+    products with the rest is near float32's own rounding. The split is by bits, since a compiler might simplify one
     by arithmetic (Veltkamp's).
     """
     if keras.backend.standardize_dtype(embeddings.dtype) == "float64":
@@ -280,8 +292,8 @@ def _twice_products(embeddings):
         rest = fixed - leading
         leading = embeddings + ops.stop_gradient(leading - fixed)  # with the gradient of the embeddings
         columns = ops.transpose(leading)
-        half = ops.matmul(leading, columns) + ops.matmul(2 * rest, columns)  # shape (batch, batch)
-    return half + ops.transpose(half)
+        half = ops.matmul(leading, columns) + ops.matmul(rest, 2 * columns + ops.transpose(rest))
+    return half + ops.transpose(half)  # shape (batch, batch)
 
 
 def _distances(embeddings, distance):
@@ -292,8 +304,8 @@ def _of_squared(squared, distance):
     """Squared distances as they are, or their roots, with gradient 0 where they are 0."""
     if distance == "squared":
         return squared
-    apart = squared > 0
-    return ops.where(apart, ops.sqrt(ops.where(apart, squared, 1)), 0)
+    duplicate = squared == 0
+    return ops.where(duplicate, 0, ops.sqrt(ops.where(duplicate, 1, squared)))
 
 
 def _pairs(labels):
@@ -330,7 +342,9 @@ def _mined_losses(labels, embeddings, margin, mining, distance):
         sums = _all_by_sorting(distances, positives, negatives, margin)
     else:
         sums = _by_positives(labels, distances, negatives, margin, mining)
-    return *sums, distances, positives, negatives
+    losses, active, mined = sums
+    finite = ops.isfinite(ops.sum(ops.stop_gradient(embeddings)))  # or else masks might hide one that is not
+    return ops.where(finite, losses, float("nan")), active, mined, distances, positives, negatives
 
 
 def _hardest(labels, embeddings, distances, positives, negatives, margin, distance):
@@ -359,7 +373,7 @@ def _all_by_sorting(distances, positives, negatives, margin):
     so the sum of count · distance, plus the margin for each active triplet, has the loss's value and gradient.
     """
     fixed = ops.stop_gradient(distances)
-    keys = ops.where(positives, fixed + margin, ops.where(negatives, fixed, float("inf")))  # shape (batch, batch)
+    keys = ops.where(positives, fixed + margin, fixed)  # shape (batch, batch); where the anchor comes does not matter
     # As integers there is room for one more bit, once they are moved to lie around 0, so that twice of them is no
     # overflow: at equal keys, when the loss is 0 and the triplet not active, a positive comes before a negative.
     keys, infinite = _as_integers(keys)
@@ -437,7 +451,7 @@ def _by_positives(labels, distances, negatives, margin, mining):
     sums = ops.fori_loop(1, ops.max(number_of_positives) + 1, add_one_positive, sums)
     weights, losses, active, mined = (ops.stop_gradient(each) for each in sums)
     slope = ops.sum(weights * distances, axis=1)  # shape (batch,)
-    return losses + slope - ops.stop_gradient(slope), active, mined
+    return losses + (slope - ops.stop_gradient(slope)), active, mined
 
 
 def _branch_distances(anchor, positive, negative, distance):
@@ -500,16 +514,26 @@ def _at_least_float32(embeddings):
     return embeddings if wide_enough else ops.cast(embeddings, "float32")
 
 
+def _check_dtype(dtype):
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"`dtype` must be float32 or float64, or labels are confused. Received: {dtype}")
+
+
 def _checked_choices(margin, mining, distance, average):
-    """Raises ValueError for a choice that there is not; returns the average that `"auto"` stands for."""
-    if margin != "soft" and not (hasattr(margin, "__float__") and 0 < float(margin) < float("inf")):
+    """The margin as `"soft"` or a float, and the average that `"auto"` stands for; ValueError for what there is not."""
+    try:
+        number = float(margin) if hasattr(margin, "__float__") else 0.0
+    except (TypeError, OverflowError):  # an array of several numbers, a tensor without a value yet, 10**400
+        number = 0.0
+    soft = isinstance(margin, str) and margin == "soft"
+    if not soft and not 0 < number < float("inf"):
         raise ValueError(f'`margin` must be a positive number or "soft". Received: {margin!r}')
     choices = (("mining", mining, MINING), ("distance", distance, DISTANCES), ("average", average, AVERAGES))
     for name, value, allowed in choices:
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}. Received: {value!r}")
     if average == "auto":
-        return "active" if mining in ("batch_all", "all_semi_hard") and margin != "soft" else "all"
-    if average == "active" and margin == "soft":
+        average = "active" if mining in ("batch_all", "all_semi_hard") and not soft else "all"
+    if average == "active" and soft:
         raise ValueError("`average` must not be 'active' with the soft margin, which leaves no triplet without loss.")
-    return average
+    return "soft" if soft else number, average

@@ -21,6 +21,7 @@ SMALL = (
     "--backbone VGG16 --weights none --frozen-layers 0 --image-size 32 --precision float32 --augment none "
     "--classes-per-batch 3 --images-per-class 4 --learning-rate 1e-4 --embedding-size 8 --neighbours 3"
 ).split()
+one_process = pytest.mark.xdist_group("finished run")  # so that it is made once, with pytest -n too
 COLOURS = {"blue sky": (40, 60, 200), "grün": (30, 160, 60), "red": (200, 40, 30)}
 
 
@@ -50,6 +51,7 @@ def finished(tmp_path_factory):
     return place, done
 
 
+@one_process
 def test_a_run_prints_what_its_user_needs_to_see(finished):
     _, done = finished
     assert "pixels, 3 classes: blue sky, grün, red" in done.stdout
@@ -62,6 +64,7 @@ def test_a_run_prints_what_its_user_needs_to_see(finished):
     assert "Traceback" not in done.stderr
 
 
+@one_process
 def test_a_run_folder_holds_everything(finished):
     place, done = finished
     run = place / "run"
@@ -86,6 +89,7 @@ def test_a_run_folder_holds_everything(finished):
     np.testing.assert_allclose(np.linalg.norm(saved["embeddings"], axis=1), 1, rtol=1e-5)
 
 
+@one_process
 def test_the_readme_tells_how_to_classify_new_images(finished):
     """Its example, run in a fresh process on images that no run has seen."""
     place, _ = finished
@@ -107,6 +111,7 @@ def test_the_readme_tells_how_to_classify_new_images(finished):
     assert [re.search(rf"000\.png {name}$", done.stdout, re.MULTILINE) is not None for name in COLOURS] == [True] * 3
 
 
+@one_process
 def test_a_finished_run_is_shown_and_not_trained_again(finished):
     place, _ = finished
     before = {path.name: path.stat().st_mtime_ns for path in (place / "run").iterdir()}
@@ -117,6 +122,7 @@ def test_a_finished_run_is_shown_and_not_trained_again(finished):
     assert {path.name: path.stat().st_mtime_ns for path in (place / "run").iterdir()} == before
 
 
+@one_process
 def test_a_run_with_other_constants_is_refused(finished):
     place, _ = finished
     done = run_script("--dataset", "pictures", "--epochs", 4, "--margin", 0.5, *SMALL, cwd=place)
@@ -125,6 +131,7 @@ def test_a_run_with_other_constants_is_refused(finished):
     assert "LEARNING_RATE" not in done.stderr
 
 
+@one_process
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_ends_as_one_left_alone(number, finished, tmp_path):
     """Interrupted once it has a checkpoint, in the middle of an epoch or between two."""

@@ -55,7 +55,7 @@ def test_starting_afresh_removes_the_run_and_nothing_else(tmp_path):
     run_folder.begin(tmp_path, CONSTANTS, afresh=False)
     for name in (*run_folder.FILES, "checkpoint-00001-0000002.npz", "notes.txt", ".checkpoint.part"):
         (tmp_path / name).write_text("old")
-    run_folder._locks.pop().close()
+    run_folder._locks.popitem()[1].close()
     run_folder.begin(tmp_path, CONSTANTS | {"EPOCHS": 9}, afresh=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "constants.json", "notes.txt"]
     assert json.loads((tmp_path / "constants.json").read_text())["EPOCHS"] == 9
@@ -69,9 +69,24 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
         "except run_folder.InputError as error: print(error)\n"
     )
     assert "`RUN_FOLDER` must not be in use by another process" in in_another_process(code)
+    early = code.replace("begin(", "finished_report(").replace(", False)", ")")  # before anything is loaded
+    assert "`RUN_FOLDER` must not be in use by another process" in in_another_process(early)
     assert json.loads((tmp_path / "constants.json").read_text()) == CONSTANTS | {run_folder.IMAGES: 0}
-    run_folder._locks.pop().close()
+    run_folder._locks.popitem()[1].close()
     assert in_another_process(code) == "begun"
+
+
+@pytest.mark.parametrize("name", ["report.txt", "embedding_model.keras"])
+def test_files_that_no_run_has_left_are_neither_replaced_nor_shown(name, tmp_path):
+    (tmp_path / name).write_text("of somebody else")
+    for attempt in (
+        lambda: run_folder.finished_report(tmp_path, CONSTANTS),
+        lambda: run_folder.finished_report(tmp_path, None),
+        lambda: run_folder.begin(tmp_path, CONSTANTS, afresh=True),
+    ):
+        with pytest.raises(InputError, match=rf"`RUN_FOLDER` must be new, empty or of an earlier run.*{name}"):
+            attempt()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -94,6 +109,8 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
         file.write(b"half of the sec")
         raise RuntimeError
     assert path.read_text() == "first"
+    with pytest.raises(InputError, match="`RUN_FOLDER` must stay a folder that can be written"):
+        run_folder.write_whole(tmp_path / "removed" / "file", "first")
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
@@ -114,7 +131,7 @@ def test_what_was_computed_once_is_remembered(tmp_path):
 
 
 def begin_again(folder, constants, afresh=False, images=1):
-    run_folder._locks.pop().close()
+    run_folder._locks.popitem()[1].close()
     return run_folder.begin(folder, constants, afresh, images)
 
 
@@ -133,6 +150,9 @@ def test_a_run_that_was_begun_afresh_goes_on_when_the_same_command_comes_again(t
     assert not kept.exists()
     kept.write_text("new")
     begin_again(tmp_path, afresh | {"SEED": 1}, True)
+    assert not kept.exists()
+    kept.write_text("of images that have changed since")
+    begin_again(tmp_path, afresh | {"SEED": 1}, True, images=2)
     assert not kept.exists()
 
 
@@ -163,3 +183,5 @@ def test_checkpoints_are_listed_newest_first_and_all_but_the_newest_removed(tmp_
     assert [path.name for path in run_folder.checkpoints(tmp_path)] == names
     run_folder.remove_checkpoints(tmp_path, kept=2)
     assert [path.name for path in run_folder.checkpoints(tmp_path)] == names[:2]
+    run_folder.remove_checkpoints(tmp_path, kept=2, newest=tmp_path / names[1])  # names[0] was damaged
+    assert [path.name for path in run_folder.checkpoints(tmp_path)] == names[1:2]

@@ -56,9 +56,13 @@ def test_without_a_finite_epoch_there_is_nothing_to_keep():
 def watched(epochs, said=(), mining="batch_hard", steps=100):
     """What the watch says over epochs of (mean distance to negatives, active triplets), and what it keeps."""
     watch = Watch(0.3, mining)
-    watch.set_params({"steps": steps})
-    watch.set_state({"said": list(said), "stuck_steps": 0})
+    watch.set_state({"said": list(said), "stuck_steps": 0, "steps": 0})
     for number, (negative_distance, active, *positive) in enumerate(epochs):
+        for batch in range(steps // 2):
+            watch.on_train_batch_end(batch)
+        watch.set_state(watch.state())  # interrupted here, in the middle of each epoch
+        for batch in range(steps // 2):
+            watch.on_train_batch_end(batch)
         logs = {"negative_distance": negative_distance, "active_triplets": active}
         watch.on_epoch_end(number, {**logs, "positive_distance": positive[0] if positive else negative_distance / 2})
     return watch.state()["said"]
@@ -118,10 +122,34 @@ def test_the_time_left_counts_this_epochs_batches_and_the_epochs_to_come(monkeyp
 
     estimate = TimeEstimate(Ten(), warm_up=2, seconds=5.0)
     estimate.set_params({"epochs": 5})
+    estimate.on_epoch_begin(2)
     for batch, seconds in enumerate([100, 50, 3, 3, 3, 3]):
         now[0] += seconds
         estimate.on_train_batch_end(batch, {"loss": 1.0})
     assert capsys.readouterr().out == "\n66 s of training to go, at 3 s a step\n"  # 2 and 2 * 10 steps
+
+
+def test_the_time_left_does_not_count_what_is_done_between_epochs(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    class Three:
+        epoch, first_batch = 0, 0
+
+        def __len__(self):
+            return 3
+
+    batches = Three()
+    estimate = TimeEstimate(batches, warm_up=3, seconds=5.0)
+    estimate.set_params({"epochs": 4})
+    for epoch in range(2):
+        batches.epoch = epoch
+        estimate.on_epoch_begin(epoch)
+        for batch in range(3):
+            now[0] += 2
+            estimate.on_train_batch_end(batch, {"loss": 1.0})
+        now[0] += 1000  # validation, checkpoints
+    assert capsys.readouterr().out == "\n12 s of training to go, at 2 s a step\n"
 
 
 def test_durations_in_words():

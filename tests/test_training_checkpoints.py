@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import sys
 
 import keras
 import numpy as np
@@ -45,7 +46,7 @@ def images(count=30, seed=0):
     return Images(pixels.astype("uint8"), labels.astype("int32"))
 
 
-def train(folder, kill_after=None, minutes=ALWAYS, data=None, action=None, width=6):
+def train(folder, kill_after=None, minutes=ALWAYS, data=None, action=None, width=6, afresh=False):
     """Trains in a run folder, or goes on in it; returns the weights, the history and the best weights."""
 
     def die():
@@ -81,7 +82,7 @@ def train(folder, kill_after=None, minutes=ALWAYS, data=None, action=None, width
     check = NearestNeighbourAccuracy(model, embed, data, images(12, seed=1), 3)
     history = HistoryFile(folder / "history.csv")
     checkpoints = Checkpoints(model, metrics, batches, {"check": check, "history": history}, folder, minutes)
-    checkpoints.restore()
+    checkpoints.restore(afresh)
     kill = Kill(kill_after, action or die) if kill_after else keras.callbacks.Callback()
     with checkpoints.told_of_signals():
         while checkpoints.going_on(EPOCHS):
@@ -179,20 +180,46 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(how, uninterrupted, tmp
     assert f"{newest} is damaged" in told and f"from {before}" in told
 
 
-def test_with_all_checkpoints_damaged_nothing_is_begun(tmp_path):
+def test_a_damaged_checkpoint_does_not_count_as_one_of_the_two_kept(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, 8)
+    newest = stored(tmp_path)[0]
+    (tmp_path / "checkpoint-00002-0000000.npz").write_bytes(b"damaged")
+    with pytest.raises(Killed):
+        train(tmp_path, 1)
+    assert [path.name for path in stored(tmp_path)] == ["checkpoint-00001-0000004.npz", newest.name]
+
+
+def test_with_all_checkpoints_damaged_nothing_is_begun_unasked(uninterrupted, tmp_path):
     with pytest.raises(Killed):
         train(tmp_path, 8)
     for path in stored(tmp_path):
         damage(path, "cut off")
     with pytest.raises(InputError, match=r"`RUN_FOLDER` must have a whole checkpoint.*--start-afresh True"):
         train(tmp_path)
+    assert_same(train(tmp_path, afresh=True), uninterrupted)
 
 
-def test_another_network_is_refused(tmp_path):
+def test_another_network_is_refused_or_begun_afresh(tmp_path):
     with pytest.raises(Killed):
         train(tmp_path, 3)
     with pytest.raises(InputError, match="`RUN_FOLDER` must be of the same network"):
         train(tmp_path, width=7)
+    assert len(train(tmp_path, width=7, afresh=True)[1]) == EPOCHS
+
+
+def test_output_that_nobody_reads_ends_training_with_a_checkpoint(uninterrupted, tmp_path, monkeypatch):
+    """As `tee` at the other end of a pipe ends with the same Ctrl-C."""
+    reading, writing = os.pipe()
+    with open(writing, "w", buffering=1) as output, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", output)
+        os.close(reading)
+        with pytest.raises(Interrupted) as told:
+            train(tmp_path, 3, minutes=NEVER, action=lambda: print("a progress bar", flush=True))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)
+    assert told.value.args == (13, True)
+    assert [path.name for path in stored(tmp_path)] == ["checkpoint-00000-0000004.npz"]
+    assert_same(train(tmp_path, minutes=NEVER), uninterrupted)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(uninterrupted, tmp_path, monkeypatch):
