@@ -2,14 +2,14 @@
 
 # Constructors in keras.applications that have channels_first: layers without the classifier, and smallest IMAGE_SIZE.
 BACKBONES = {
-    "EfficientNetB0": (237, 32),
-    "EfficientNetB1": (339, 32),
-    "EfficientNetB2": (339, 32),
-    "EfficientNetB3": (384, 32),
-    "EfficientNetB4": (474, 32),
-    "EfficientNetB5": (576, 32),
-    "EfficientNetB6": (666, 32),
-    "EfficientNetB7": (813, 32),
+    "EfficientNetB0": (238, 32),
+    "EfficientNetB1": (340, 32),
+    "EfficientNetB2": (340, 32),
+    "EfficientNetB3": (385, 32),
+    "EfficientNetB4": (475, 32),
+    "EfficientNetB5": (577, 32),
+    "EfficientNetB6": (667, 32),
+    "EfficientNetB7": (814, 32),
     "EfficientNetV2B0": (270, 32),
     "EfficientNetV2B1": (334, 32),
     "EfficientNetV2B2": (349, 32),

@@ -1,5 +1,6 @@
 """The embedding network: a backbone of `keras.applications`, partly frozen, with an embedding head."""
 
+import math
 import re
 import sys
 import warnings
@@ -164,6 +165,22 @@ def _constructor(backbone):
     return constructor
 
 
+def _as_pre_trained(network, backbone):
+    """The network with the layers that Keras adds for ImageNet weights alone, so that files of weights fit either.
+
+    That is in EfficientNetB0 to B7 a scaling by 1 / sqrt(deviation) behind the normalisation, without weights.
+    """
+    if not re.fullmatch("EfficientNetB[0-7]", backbone):
+        return network
+    scale = [1 / math.sqrt(deviation) for deviation in (0.229, 0.224, 0.225)]  # ImageNet's, of red, green and blue
+
+    def call(layer, *given, **named):
+        outputs = layer(*given, **named)
+        return layers.Rescaling(scale)(outputs) if isinstance(layer, layers.Normalization) else outputs
+
+    return keras.models.clone_model(network, call_function=call)
+
+
 def _backbone(backbone, image_size, pre_trained):
     channels_first = keras.config.image_data_format() == "channels_first"
     shape = (3, image_size, image_size) if channels_first else (image_size, image_size, 3)
@@ -173,7 +190,7 @@ def _backbone(backbone, image_size, pre_trained):
     except ValueError as error:  # too small, or the architecture has no channels_first
         raise InputError(f"`BACKBONE` {backbone} cannot be built for `IMAGE_SIZE` {image_size}: {error}") from error
     if not pre_trained:
-        return network
+        return _as_pre_trained(network, backbone)
     try:
         return constructor(include_top=False, weights="imagenet", input_shape=shape)
     except Exception as error:  # Keras raises a bare Exception when a download fails
@@ -193,5 +210,5 @@ def _load_weights(path, network, model):
                 target.load_weights(path)
             return
         except Exception as error:  # h5py and Keras raise many kinds for a file that does not fit
-            reasons.append(f"{target.name}: {' '.join(str(error).split())[:400] or type(error).__name__}")
+            reasons.append(f"{target.name}: {' '.join(str(error).split())[:200] or type(error).__name__}")
     raise InputError(f"`WEIGHTS` must be a file of this network's weights. Received: {path!r} ({'; '.join(reasons)})")

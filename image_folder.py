@@ -1,8 +1,10 @@
 """Folders of image files as arrays of one size; what cannot be used in them is named, all of it at once."""
 
+import contextlib
 import math
 import os
 import sys
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,7 +61,7 @@ def load_folder(folder, image_size, fit="scale", unreadable="stop"):
             f"Files in {folder} that are not read, of other kinds than {', '.join(IMAGE_SUFFIXES)}: {', '.join(unread)}"
         )
     paths = [path for path, _, _ in files]
-    with ThreadPoolExecutor() as pool:
+    with _quiet_threads() as pool:
         sizes = {size for size in pool.map(_told(_stored_size), paths) if isinstance(size, tuple)}
     size = sizes.pop() if len(sizes) == 1 else (image_size, image_size)
     if max(size) > image_size:  # shrunk here, where fine patterns are averaged and not picked from
@@ -161,13 +163,21 @@ def _read(paths, size, fit):
         images[number] = _rgb_pixels(path, size, fit)
 
     errors = {}
-    with ThreadPoolExecutor() as pool:
+    with _quiet_threads() as pool:
         for number, (path, error) in enumerate(zip(paths, pool.map(_told(read), enumerate(paths)), strict=True), 1):
             if error is not None:
                 errors[path] = error
             if number % 256 == 0 or number == len(paths):
                 progress.update(number)
     return images, errors
+
+
+@contextlib.contextmanager
+def _quiet_threads():
+    """Threads to read images in, without Pillow's warning of those half as large as those that it refuses."""
+    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+        with ThreadPoolExecutor() as pool:
+            yield pool
 
 
 def _told(read):

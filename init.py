@@ -67,7 +67,7 @@ if __name__ == "__main__":
 
 import keras
 import numpy as np
-from sklearn.metrics import classification_report
+from sklearn.metrics import classification_report, precision_recall_fscore_support
 
 import figures
 import image_data
@@ -142,11 +142,12 @@ def main():
     text = report(scores, test.labels, predicted, class_names, folder)
     model.save(folder / "embedding_model.keras")
     np.savez(folder / "references.npz", embeddings=references, labels=train.labels, class_names=class_names)
-    _, nearest = nearest_neighbours.nearest(references, queries, min(8, len(references)))
+    print("Drawing the figures ...")
+    _, voters = nearest_neighbours.nearest(references, queries, NEIGHBOURS)
     figures.training_curves(history.columns(), folder / "training_curves.png")
     figures.confusion_matrix(test.labels, predicted, class_names, folder / "confusion_matrix.png")
     figures.embedding_map(queries, test.labels, class_names, folder / "embedding_map.png", SEED)
-    figures.neighbour_page(test, predicted, train, nearest, class_names, folder / "neighbours.png", SEED)
+    figures.neighbour_page(test, predicted, train, voters, class_names, folder / "neighbours.png", SEED)
     run_folder.finish(folder, text)
     print(f"The model, its reference embeddings, this report and four figures are in {folder}/")
 
@@ -179,9 +180,11 @@ def say_where_it_runs():
     )
     if on_cpu and PRECISION != "float32":
         raise command_line.InputError(
-            f'`PRECISION` must be "float32" where there is no GPU, and IMAGE_SIZE small. Received: {PRECISION!r}. '
-            + command_line.NO_DOWNLOAD
+            f'`PRECISION` must be "float32" where there is no GPU. Received: {PRECISION!r}. Try --precision float32 '
+            f"--image-size 64. {command_line.NO_DOWNLOAD}"
         )
+    if on_cpu and IMAGE_SIZE > 64:
+        print(f"Without a GPU, IMAGE_SIZE = {IMAGE_SIZE} trains for days, or weeks. {command_line.NO_DOWNLOAD}")
     try:
         keras.ops.conv(np.zeros((1, 3, 8, 8), "float32"), np.zeros((3, 3, 3, 4), "float32"))
     except Exception as error:  # TensorFlow's own kind, on processors that oneDNN does not serve
@@ -208,8 +211,10 @@ def report(scores, labels, predicted, class_names, folder):
     for name, values in scores.items():
         lines.append(f"{name:<16}" + "".join(f"{values[column]:>11.4f}" for column in columns))
     layout = {"labels": range(len(class_names)), "target_names": class_names, "zero_division": 0}
-    per_class = classification_report(labels, predicted, **layout, output_dict=True)
-    everything = {**scores, "classes after training": {name: per_class[name] for name in class_names}}
+    measures = precision_recall_fscore_support(labels, predicted, labels=layout["labels"], zero_division=0)
+    names = ("precision", "recall", "f1-score", "support")
+    per_class = [dict(zip(names, map(float, values), strict=True)) for values in zip(*measures, strict=True)]
+    everything = {**scores, "classes after training": dict(zip(class_names, per_class, strict=True))}
     run_folder.write_whole(folder / "report.json", json.dumps(everything, indent=4) + "\n")
     text = f"Test images, by the vote of {NEIGHBOURS} neighbours among the training images\n\n" + "\n".join(lines)
     text += "\n\nAfter training, for each class\n\n" + classification_report(labels, predicted, **layout, digits=4)

@@ -118,6 +118,7 @@ def merge_triplet_loss(anchor, positive, negative, margin=0.3, distance="squared
     to_positive, to_negative = _branch_distances(anchor, positive, negative, distance)
     losses, slopes = _loss_of_gap(to_positive - to_negative, margin)  # each of shape (batch,)
     active, mined = _count(_is_active(slopes, margin)), _count(ops.ones_like(losses))
+    losses = ops.where(ops.isfinite(to_positive + to_negative), losses, float("nan"))
     return _averaged(losses, active, mined, average)
 
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from backbones import BACKBONES
 from command_line import InputError
 from fine_tune_model import data_generator, fine_tuned_models, triplet_model
 
@@ -171,6 +172,23 @@ def test_weights_of_an_earlier_run_go_on(tmp_path):
     again = small_model(weights=str(tmp_path / "best.weights.h5"))
     images = random_images(3)
     np.testing.assert_allclose(embed(again, images), embed(first, images), atol=1e-6)
+
+
+def test_weights_of_an_efficientnet_that_began_with_those_of_imagenet_go_on(tmp_path, monkeypatch):
+    """Keras builds it with one layer more for "imagenet", which has no weights that could be missed in the file."""
+    keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(3, 32, 32)).save_weights(
+        tmp_path / "notop.weights.h5"
+    )
+    monkeypatch.setattr(
+        "keras.src.applications.efficientnet.file_utils.get_file",
+        lambda *names, **settings: str(tmp_path / "notop.weights.h5"),
+    )
+    first = small_model(backbone="EfficientNetB0", weights="imagenet")
+    first.save(tmp_path / "run.keras")
+    images = random_images(3)
+    again = small_model(backbone="EfficientNetB0", weights=str(tmp_path / "run.keras"))
+    np.testing.assert_allclose(embed(again, images), embed(first, images), atol=1e-6)
+    assert len(backbone_of(again).layers) == len(backbone_of(first).layers) == BACKBONES["EfficientNetB0"][0]
 
 
 @pytest.mark.parametrize("name", ["other.weights.h5", "other.h5", "other.keras", "other.npz"])

@@ -369,6 +369,8 @@ def test_other_wrong_arguments_are_refused():
         {"margin": float("nan")},
         {"margin": "hard"},
         {"margin": None},
+        {"margin": np.array([0.3, 0.4])},
+        {"margin": 10**400},
         {"distance": "cosine"},
     ]
     for loss, settings in itertools.product((InBatchTripletLoss, MergeTripletLoss), [*wrong, {"average": "mean"}]):
@@ -376,8 +378,11 @@ def test_other_wrong_arguments_are_refused():
             loss(**settings)
     with pytest.raises(ValueError, match=r"'semi_hard'.*Received: 'semi-hard'"):
         InBatchTripletLoss(mining="semi-hard")
-    with pytest.raises(ValueError, match=r"`dtype`.*labels are confused"):
-        InBatchTripletLoss(dtype="bfloat16")
+    for loss in (InBatchTripletLoss, MergeTripletLoss):
+        with pytest.raises(ValueError, match=r"`dtype` must be float32 or float64"):
+            loss(dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"`statistic` must be one of 'active_triplets'"):
+        losses.TripletStatistic(InBatchTripletLoss(), "accuracy")
     with pytest.raises(ValueError, match="same shape"):
         merge_triplet_loss(np.zeros((6, 4, 2)), np.zeros((6, 4, 2)), np.zeros((6, 4, 2)))
     with pytest.raises(ValueError, match="soft margin"):
@@ -492,11 +497,42 @@ def test_batch_hard_is_exact_for_positives_that_are_nearer_than_rounding(seed):
     np.testing.assert_allclose(embeddings - moved, expected, atol=1e-5)
 
 
-def test_duplicates_are_at_distance_zero():
-    embeddings = np.repeat(unit_vectors(np.random.default_rng(12), 50, 128), 2, axis=0)
+@pytest.mark.parametrize("size", [128, 511])
+def test_duplicates_are_as_near_as_rounding_lets_them(size):
+    embeddings = np.repeat(unit_vectors(np.random.default_rng(12), 67, size), 2, axis=0)
     distances = keras.ops.convert_to_numpy(losses.squared_distances(embeddings))
-    np.testing.assert_array_equal(distances[::2, 1::2].diagonal(), 0)
+    np.testing.assert_allclose(distances[::2, 1::2].diagonal(), 0, atol=2e-6)
     np.testing.assert_array_equal(distances.diagonal(), 0)
+
+
+def test_distances_between_whole_numbers_are_exact():
+    whole = np.random.default_rng(24).integers(-1023, 1024, (30, 3)).astype("float32")
+    whole[:2] = [[0, 0, 0], [2047, 0, 0]]
+    whole[2:] += 512
+    distances = keras.ops.convert_to_numpy(losses.squared_distances(whole))
+    np.testing.assert_array_equal(distances, all_distances(whole))
+
+
+@pytest.mark.parametrize("place", [0, 5])
+@pytest.mark.parametrize("mining", losses.MINING)
+def test_one_far_embedding_costs_the_others_no_digits(mining, place):
+    embeddings = np.insert(unit_vectors(np.random.default_rng(25), 12), place, 1e4, axis=0)
+    labels = np.insert(BATCHES["unbalanced"], place, 9)
+    others = np.arange(13) != place
+    distances = keras.ops.convert_to_numpy(losses.squared_distances(embeddings))[others][:, others]
+    np.testing.assert_allclose(distances, all_distances(embeddings[others]), atol=5e-6)
+    expected = loop_loss(labels, embeddings, 0.3, mining)
+    assert mean_loss(labels, embeddings, 0.3, mining) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("loss", [*LOSSES.values(), MergeTripletLoss(), MergeTripletLoss(0.3, "euclidean")])
+def test_an_embedding_that_is_not_finite_is_never_hidden(loss, value):
+    embeddings = unit_vectors(np.random.default_rng(26), 12)
+    embeddings[5, 3] = value
+    labels = np.array(BATCHES["unbalanced"])
+    given = embeddings.reshape(4, 3, 8) if isinstance(loss, MergeTripletLoss) else embeddings
+    assert not np.isfinite(keras.ops.convert_to_numpy(loss(labels[: len(given)], given)))
 
 
 @pytest.mark.parametrize(
@@ -520,6 +556,29 @@ def test_a_compiled_model_with_the_loss_is_saved_and_loaded(loss, tmp_path):
     assert again.get_config() == loss.get_config()
     again = keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(loss))))
     assert again.settings == loss.settings
+
+
+@pytest.mark.parametrize("loss", [InBatchTripletLoss, MergeTripletLoss])
+def test_the_dtype_is_kept_with_the_other_settings(loss):
+    """Labels above 2**24 need float64."""
+    assert loss.from_config(json.loads(json.dumps(loss(dtype="float64").get_config()))).dtype == "float64"
+
+
+def test_a_batch_without_pairs_does_not_count_in_the_mean_of_the_statistics():
+    embeddings = np.array([[0.0], [1.0], [3.0], [3.0]], "float32")
+    for metric in InBatchTripletLoss(5.0, "batch_all").metrics():
+        metric.update_state(np.array([0, 0, 1, 1]), embeddings)
+        alone = float(metric.result())
+        assert alone > 0
+        metric.update_state(np.arange(4) if metric.name != "negative_distance" else np.zeros(4), embeddings)
+        assert float(metric.result()) == alone
+
+
+def test_with_the_soft_margin_a_negative_as_near_as_the_positive_is_not_active():
+    for mining in losses.MINING:
+        embeddings = np.array([[0.0], [1.0], [-1.0]], "float32")  # of the only anchor's triplets, the gap is 0
+        _, statistics = in_batch_triplet_statistics(np.array([0, 0, 1]), embeddings, "soft", mining)
+        assert float(statistics["active_triplets"]) == 0
 
 
 class Uneven(keras.utils.PyDataset):
