@@ -36,7 +36,7 @@ MARGIN = 0.3  # on squared distances of unit vectors, which lie between 0 and 4
 CLASSES_PER_BATCH = 8  # P, at least 2 and at most the number of classes
 IMAGES_PER_CLASS = 16  # K, at least 2; a batch has P*K images, halve K if memory runs out
 EPOCHS = 20  # passes over the training images
-LEARNING_RATE = 1e-4  # Adam's at its peak; 1e-3 with random weights, 3e-4 for those of VGG16
+LEARNING_RATE = 1e-4  # Adam's at its peak; 1e-3 with random weights, 3e-4 for those of VGG16; lower for "merge"
 WARM_UP = 0.1  # share of the steps in which the learning rate rises, before it falls along a cosine
 # Run
 NEIGHBOURS = 5  # nearest training images that vote for a test image's class

@@ -67,7 +67,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("content", "message"), WRONG.values(), ids=WRONG)
 def test_a_wrong_file_is_told_in_one_line(content, message, tmp_path):
-    for name in ("keras_settings.py", "command_line.py"):
+    for name in ("keras_settings.py", "command_line.py", "backbones.py"):
         shutil.copy(FOLDER / name, tmp_path)
     if content is not None:
         (tmp_path / "keras.json").write_text(content)
