@@ -19,11 +19,9 @@ NO_DOWNLOAD = (
     "--weights none --frozen-layers 0 --precision float32 --images-per-class 4 --learning-rate 3e-4 --epochs 2 "
     "--run-folder digits_run"
 )
-# A disk that is full, over its quota, broken, read-only, gone, or behind a network that is.
-DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENODEV, errno.ESTALE),
-    *(errno.EACCES, errno.EPERM),
-)
+FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+BROKEN_OR_GONE = (errno.EIO, errno.ENODEV, errno.ESTALE)  # itself, or the network before it
+DISK_ERRORS = FULL_OR_CLOSED + BROKEN_OR_GONE
 
 
 class InputError(ValueError):

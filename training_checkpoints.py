@@ -216,9 +216,8 @@ class _UntilClosed:
         try:
             yield
         except BrokenPipeError:
-            self.checkpoints.interrupted_by = (
-                self.checkpoints.interrupted_by or 13
-            )  # SIGPIPE, also where it has no name
+            if not self.checkpoints.interrupted_by:
+                self.checkpoints.interrupted_by = 13  # SIGPIPE, also on systems that have no such name
 
     def __getattr__(self, name):
         return getattr(self.stream, name)

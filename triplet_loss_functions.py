@@ -168,11 +168,11 @@ class InBatchTripletLoss(keras.losses.Loss):
     def statistic(self, name, labels, embeddings):
         """One of a batch's statistics, computed without what it does not need, and its weight: 0 if there is none."""
         labels, embeddings = _checked_batch(labels, embeddings)
-        positives, negatives = _pairs(labels)  # each of shape (batch, batch)
         if name == "active_triplets":
-            value = in_batch_triplet_statistics(labels, embeddings, **self.settings)[1][name]
-            complete = ops.logical_and(ops.any(positives, axis=1), ops.any(negatives, axis=1))  # shape (batch,)
-            return value, ops.cast(ops.any(complete), "float32")
+            choices = (self.settings[each] for each in ("margin", "mining", "distance"))
+            _, active, mined = _mined_losses(labels, embeddings, *choices)[:3]
+            return active / ops.maximum(mined, 1), ops.cast(mined > 0, "float32")
+        positives, negatives = _pairs(labels)  # each of shape (batch, batch)
         pairs = positives if name == "positive_distance" else negatives
         value = _mean_where(pairs, _distances(embeddings, self.settings["distance"]))
         return value, ops.cast(ops.any(pairs), "float32")

@@ -110,17 +110,21 @@ def test_the_history_is_written_whole_after_each_epoch(tmp_path):
     assert history.columns() == {"epoch": [1], "loss": [0.5], "val_accuracy": [0.25]}
 
 
+class Epoch:
+    """Stands for `Batches`: how many are left of an epoch, and which epoch it is."""
+
+    def __init__(self, left, number=0, first_batch=0):
+        self.left, self.epoch, self.first_batch = left, number, first_batch
+
+    def __len__(self):
+        return self.left
+
+
 def test_the_time_left_counts_this_epochs_batches_and_the_epochs_to_come(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
-    class Ten:
-        epoch, first_batch = 2, 4
-
-        def __len__(self):
-            return 6  # of 10 batches, 4 were before
-
-    estimate = TimeEstimate(Ten(), warm_up=2, seconds=5.0)
+    estimate = TimeEstimate(Epoch(6, number=2, first_batch=4), warm_up=2, seconds=5.0)  # of 10 batches, 4 were before
     estimate.set_params({"epochs": 5})
     estimate.on_epoch_begin(2)
     for batch, seconds in enumerate([100, 50, 3, 3, 3, 3]):
@@ -133,13 +137,7 @@ def test_the_time_left_does_not_count_what_is_done_between_epochs(monkeypatch, c
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
-    class Three:
-        epoch, first_batch = 0, 0
-
-        def __len__(self):
-            return 3
-
-    batches = Three()
+    batches = Epoch(3)
     estimate = TimeEstimate(batches, warm_up=3, seconds=5.0)
     estimate.set_params({"epochs": 4})
     for epoch in range(2):
