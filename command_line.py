@@ -16,7 +16,7 @@ from backbones import BACKBONES
 
 NO_DOWNLOAD = (
     "Nothing is downloaded by: python init.py --dataset digits --backbone VGG16 --image-size 32 --augment none "
-    "--weights none --frozen-layers 0 --precision float32 --images-per-class 4 --learning-rate 3e-4 --epochs 2 "
+    "--weights none --frozen-layers 0 --precision float32 --images-per-class 4 --learning-rate 3e-4 --epochs 1 "
     "--run-folder digits_run"
 )
 FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

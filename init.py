@@ -4,8 +4,8 @@
     python init.py --epochs 3 --mining batch_hard             any constant below is an option
     python init.py --dataset my_images --run-folder my_run    a folder of CLASS/IMAGE files
     python init.py --dataset digits --backbone VGG16 --image-size 32 --augment none --weights none --frozen-layers 0 \
-        --precision float32 --images-per-class 4 --learning-rate 3e-4 --epochs 2 --run-folder digits_run
-                                                              no download, no GPU, one to three minutes
+        --precision float32 --images-per-class 4 --learning-rate 3e-4 --epochs 1 --run-folder digits_run
+                                                              no download, no GPU, one or two minutes
 """
 
 import json
