@@ -27,6 +27,7 @@ MINING = ("batch_all", "batch_hard", "semi_hard", "all_semi_hard")
 DISTANCES = ("squared", "euclidean")
 AVERAGES = ("auto", "active", "all", "sum")
 STATISTICS = ("active_triplets", "positive_distance", "negative_distance")
+ANCHORS_AT_ONCE = 512  # for batch-hard mining: on a CPU memory that stays in the caches is fast, on a GPU many at once
 
 
 def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", distance="squared", average="auto"):
@@ -45,8 +46,8 @@ def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", di
     over `"all"` the mined ones (for `"all_semi_hard"` all valid ones); or their `"sum"` (FaceNet's equation 2).
     `"auto"` is what the papers use: all for `"batch_hard"`, `"semi_hard"` and the soft margin, else active.
 
-    Memory is O(batch²). Time is O(batch² log batch) for `"batch_all"` with a margin, O(batch²) for `"batch_hard"`,
-    and O(batch² · images of the largest class) otherwise.
+    Memory is O(batch²), and for `"batch_hard"` O(batch). Time is O(batch² log batch) for `"batch_all"` with a margin,
+    O(batch²) for `"batch_hard"`, and O(batch² · images of the largest class) otherwise.
 
     Args:
         labels: integers of any dtype that the backend has (JAX wraps those beyond 32 bits unless told otherwise), shape
@@ -72,7 +73,7 @@ def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", di
     """
     margin, average = _checked_choices(margin, mining, distance, average)
     labels, embeddings = _checked_batch(labels, embeddings)
-    losses, active, mined = _mined_losses(labels, embeddings, margin, mining, distance)[:3]
+    losses, active, mined = _mined_losses(labels, embeddings, margin, mining, distance)
     return _averaged(losses, active, mined, average)
 
 
@@ -89,7 +90,8 @@ def in_batch_triplet_statistics(labels, embeddings, margin=0.3, mining="semi_har
     """
     margin, average = _checked_choices(margin, mining, distance, average)
     labels, embeddings = _checked_batch(labels, embeddings)
-    losses, active, mined, distances, positives, negatives = _mined_losses(labels, embeddings, margin, mining, distance)
+    pairs = distances, positives, negatives = _all_pairs(labels, embeddings, distance)
+    losses, active, mined = _mined_losses(labels, embeddings, margin, mining, distance, pairs)
     statistics = {
         "active_triplets": active / ops.maximum(mined, 1),
         "positive_distance": _mean_where(positives, distances),
@@ -170,11 +172,11 @@ class InBatchTripletLoss(keras.losses.Loss):
         labels, embeddings = _checked_batch(labels, embeddings)
         if name == "active_triplets":
             choices = (self.settings[each] for each in ("margin", "mining", "distance"))
-            _, active, mined = _mined_losses(labels, embeddings, *choices)[:3]
+            _, active, mined = _mined_losses(labels, embeddings, *choices)
             return active / ops.maximum(mined, 1), ops.cast(mined > 0, "float32")
-        positives, negatives = _pairs(labels)  # each of shape (batch, batch)
+        distances, positives, negatives = _all_pairs(labels, embeddings, self.settings["distance"])
         pairs = positives if name == "positive_distance" else negatives
-        value = _mean_where(pairs, _distances(embeddings, self.settings["distance"]))
+        value = _mean_where(pairs, distances)
         return value, ops.cast(ops.any(pairs), "float32")
 
     def get_config(self):
@@ -269,36 +271,43 @@ def squared_distances(embeddings):
     Returns:
         Distances of shape `(batch, batch)`.
     """
-    embeddings = _at_least_float32(embeddings)
-    # Moved nearer to 0, where less is cancelled, but not by one that lies far from the others.
-    shortest = ops.argmin(ops.sum(ops.square(embeddings), axis=1))
-    embeddings = embeddings - ops.stop_gradient(ops.take(embeddings, shortest, axis=0))
+    embeddings = _centred(_at_least_float32(embeddings))
     products = _twice_products(embeddings)  # shape (batch, batch)
     norms = ops.diagonal(products) / 2  # shape (batch,); rounded as the products are
     return ops.relu(norms[:, None] - products + norms[None, :])
 
 
-def _twice_products(embeddings):
-    """Twice the dot products between all embeddings, as exact where a GPU multiplies in TF32 (10 bits of mantissa).
+def _centred(embeddings):
+    """Embeddings moved nearer to 0, where less is cancelled, but not by one that lies far from the others."""
+    shortest = ops.argmin(ops.sum(ops.square(embeddings), axis=1))
+    return embeddings - ops.stop_gradient(ops.take(embeddings, shortest, axis=0))
 
-    Each number is split into its leading 10 bits, of which TF32 loses nothing, and the rest; what TF32 loses of the
-    products with the rest is near float32's own rounding. The split is by bits, since a compiler might simplify one
-    by arithmetic (Veltkamp's).
+
+def _leading_and_rest(embeddings):
+    """Embeddings as a sum of their leading 10 bits, of which TF32 loses nothing, and the rest; without a gradient.
+
+    What TF32 loses of products with the rest is near float32's own rounding. The split is by bits, since a compiler
+    might simplify one by arithmetic (Veltkamp's).
     """
-    if keras.backend.standardize_dtype(embeddings.dtype) == "float64":
+    fixed = ops.stop_gradient(embeddings)
+    leading = ops.view(ops.bitwise_and(ops.view(fixed, "int32"), -(2**13)), "float32")
+    return leading, fixed - leading
+
+
+def _is_float64(values):
+    return keras.backend.standardize_dtype(values.dtype) == "float64"
+
+
+def _twice_products(embeddings):
+    """Twice the dot products between all embeddings, as exact where a GPU multiplies in TF32 (10 bits of mantissa)."""
+    if _is_float64(embeddings):
         half = ops.matmul(embeddings, ops.transpose(embeddings))
     else:
-        fixed = ops.stop_gradient(embeddings)
-        leading = ops.view(ops.bitwise_and(ops.view(fixed, "int32"), -(2**13)), "float32")
-        rest = fixed - leading
-        leading = embeddings + ops.stop_gradient(leading - fixed)  # with the gradient of the embeddings
+        leading, rest = _leading_and_rest(embeddings)
+        leading = embeddings - rest  # with the gradient of the embeddings
         columns = ops.transpose(leading)
         half = ops.matmul(leading, columns) + ops.matmul(rest, 2 * columns + ops.transpose(rest))
     return half + ops.transpose(half)  # shape (batch, batch)
-
-
-def _distances(embeddings, distance):
-    return _of_squared(squared_distances(embeddings), distance)  # shape (batch, batch)
 
 
 def _of_squared(squared, distance):
@@ -313,6 +322,11 @@ def _pairs(labels):
     """Which pairs of a batch are anchor and positive, and which anchor and negative; each `(batch, batch)`."""
     same = labels[:, None] == labels[None, :]
     return ops.logical_and(same, ops.logical_not(ops.eye(ops.shape(labels)[0], dtype="bool"))), ops.logical_not(same)
+
+
+def _all_pairs(labels, embeddings, distance):
+    """Distances between all images, which pairs are anchor and positive, and which anchor and negative."""
+    return _of_squared(squared_distances(embeddings), distance), *_pairs(labels)  # each of shape (batch, batch)
 
 
 def _loss_of_gap(gap, margin):
@@ -333,37 +347,82 @@ def _averaged(losses, active, mined, average):
     return losses * (ops.sum(ops.ones_like(losses)) / ops.maximum(counted, 1))
 
 
-def _mined_losses(labels, embeddings, margin, mining, distance):
-    """Losses summed for each anchor, the numbers of active and mined triplets, and the pairs that they were made of."""
-    distances = _distances(embeddings, distance)  # shape (batch, batch)
-    positives, negatives = _pairs(labels)  # each of shape (batch, batch)
+def _mined_losses(labels, embeddings, margin, mining, distance, pairs=None):
+    """Losses summed for each anchor, and the numbers of active and mined triplets."""
     if mining == "batch_hard":
-        sums = _hardest(labels, embeddings, distances, positives, negatives, margin, distance)
-    elif mining == "batch_all" and margin != "soft":
-        sums = _all_by_sorting(distances, positives, negatives, margin)
+        sums = _hardest(labels, embeddings, margin, distance)
     else:
-        sums = _by_positives(labels, distances, negatives, margin, mining)
+        distances, positives, negatives = pairs or _all_pairs(labels, embeddings, distance)
+        if mining == "batch_all" and margin != "soft":
+            sums = _all_by_sorting(distances, positives, negatives, margin)
+        else:
+            sums = _by_positives(labels, distances, negatives, margin, mining)
     losses, active, mined = sums
     finite = ops.isfinite(ops.sum(ops.stop_gradient(embeddings)))  # or else masks might hide one that is not
-    return ops.where(finite, losses, float("nan")), active, mined, distances, positives, negatives
+    return ops.where(finite, losses, float("nan")), active, mined
 
 
-def _hardest(labels, embeddings, distances, positives, negatives, margin, distance):
+def _hardest(labels, embeddings, margin, distance):
     """Batch-hard losses `(batch,)`, and the numbers of active and of mined triplets.
 
     The distances only choose; those of the chosen are computed again from the embeddings, exactly also for near ones.
     """
-    keys, infinite = _as_integers(distances)  # whose argmax is faster than that of floats
-    positive = ops.argmax(ops.where(positives, keys, -1), axis=1)  # shape (batch,); the first image if there is none
-    negative = ops.argmin(ops.where(negatives, keys, infinite), axis=1)
-    is_other = ops.cast(positive, "int32") != ops.arange(ops.shape(labels)[0], dtype="int32")
-    valid = ops.logical_and(is_other, ops.take(labels, positive) == labels)
-    valid = ops.logical_and(valid, ops.take(labels, negative) != labels)
+    positive, negative = _farthest_and_nearest(labels, ops.stop_gradient(embeddings))  # each of shape (batch,)
+    classes = _classes(labels)
+    all_near = positive == ops.arange(ops.shape(labels)[0], dtype="int32")  # to the anchor, nearer than rounding
+    positive = ops.where(all_near, _member(classes, 1), positive)
+    valid = ops.logical_and(classes[-1] > 1, ops.take(labels, negative) != labels)
     positive, negative = ops.take(embeddings, positive, axis=0), ops.take(embeddings, negative, axis=0)
     to_positive, to_negative = _branch_distances(embeddings, positive, negative, distance)
     losses, slopes = _loss_of_gap(to_positive - to_negative, margin)  # each of shape (batch,)
     active = ops.logical_and(valid, _is_active(slopes, margin))
     return ops.where(valid, losses, 0), _count(active), _count(valid)
+
+
+def _farthest_and_nearest(labels, embeddings):
+    """Each anchor's farthest image of its own class, perhaps itself, and its nearest of another, if there is one.
+
+    The distances are those of `squared_distances`, for some anchors at a time, and from one product, which needs
+    more multiplications and less memory than two and a transposition.
+    """
+    batch, embeddings = ops.shape(labels)[0], _centred(embeddings)
+    at_once = min(batch, ANCHORS_AT_ONCE) if isinstance(batch, int) else ops.minimum(batch, ANCHORS_AT_ONCE)
+    norms = ops.sum(ops.square(embeddings), axis=1)  # shape (batch,)
+    left, right = embeddings, embeddings
+    if not _is_float64(embeddings):
+        leading, rest = _leading_and_rest(embeddings)
+        left = ops.concatenate([leading, rest, leading], axis=1)  # shape (batch, 3 · embedding_size)
+        right = ops.concatenate([leading, embeddings, rest], axis=1)
+    columns = ops.transpose(2 * right)
+
+    def choose(step, chosen):
+        first = ops.minimum(step * at_once, batch - at_once)  # the last ones end with the batch
+        anchors = first + ops.arange(at_once, dtype="int32")
+        products = ops.matmul(ops.take(left, anchors, axis=0), columns)  # shape (anchors, batch)
+        distances = ops.relu(ops.take(norms, anchors)[:, None] - products + norms[None, :])
+        keys, infinite = _as_integers(distances)  # whose argmax is faster than that of floats
+        same = ops.take(labels, anchors)[:, None] == labels[None, :]
+        keys = ops.where(same, keys, keys - infinite)  # those of other classes are below 0
+        extremes = ops.argmax(keys, axis=1), ops.argmin(keys, axis=1)  # each of shape (anchors,)
+        pairs = zip(chosen, extremes, strict=True)
+        return tuple(ops.slice_update(all_of, [first], ops.cast(some, "int32")) for all_of, some in pairs)
+
+    nothing = ops.zeros((batch,), "int32")
+    return ops.fori_loop(0, (batch + at_once - 1) // at_once, choose, (nothing, nothing))
+
+
+def _classes(labels):
+    """The images in the order of their classes, and each image's place in it, its class's first place, and size."""
+    by_class = ops.argsort(labels)  # shape (batch,), as are the others
+    ordered = ops.take(labels, by_class)
+    start, end = (ops.cast(ops.searchsorted(ordered, labels, side), "int32") for side in ("left", "right"))
+    return by_class, ops.cast(ops.argsort(by_class), "int32"), start, end - start
+
+
+def _member(classes, step):
+    """The image so many places further on in each image's class, around the end; shape `(batch,)`."""
+    by_class, place, start, size = classes
+    return ops.cast(ops.take(by_class, start + (place - start + step) % size), "int32")
 
 
 def _all_by_sorting(distances, positives, negatives, margin):
@@ -398,7 +457,7 @@ def _all_by_sorting(distances, positives, negatives, margin):
 
 def _as_integers(values):
     """Floats from 0 to infinity as integers that sort alike (IEEE 754), and an integer above them all."""
-    wide = keras.backend.standardize_dtype(values.dtype) == "float64"
+    wide = _is_float64(values)
     column = ops.reshape(ops.stop_gradient(values), (-1, 1))  # since `view` must know the last axis
     integers = ops.reshape(ops.view(column, "int64" if wide else "int32"), ops.shape(values))
     return integers, 2**63 - 1 if wide else 2**31 - 1
@@ -412,11 +471,8 @@ def _by_positives(labels, distances, negatives, margin, mining):
     negative's. The losses' values have no gradient; they get that of the weighted distances.
     """
     batch, fixed = ops.shape(labels)[0], ops.stop_gradient(distances)
-    by_class = ops.argsort(labels)  # shape (batch,)
-    ordered = ops.take(labels, by_class)
-    start, end = (ops.cast(ops.searchsorted(ordered, labels, side), "int32") for side in ("left", "right"))
-    place = ops.cast(ops.argsort(by_class), "int32")  # of each image in `by_class`, shape (batch,)
-    number_of_positives = ops.where(ops.any(negatives, axis=1), end - start - 1, 0)  # shape (batch,)
+    classes = _classes(labels)
+    number_of_positives = ops.where(ops.any(negatives, axis=1), classes[-1] - 1, 0)  # shape (batch,)
     columns = ops.arange(batch, dtype="int32")
     if mining == "semi_hard":
         keys, infinite = _as_integers(distances)  # whose argmin is faster than that of floats
@@ -425,7 +481,7 @@ def _by_positives(labels, distances, negatives, margin, mining):
 
     def add_one_positive(step, sums):
         weights, summed, active_count, mined_count = sums
-        positive = ops.take(by_class, start + (place - start + step) % (end - start))[:, None]  # shape (batch, 1)
+        positive = _member(classes, step)[:, None]  # shape (batch, 1)
         to_positive = ops.take_along_axis(fixed, positive, axis=1)  # shape (batch, 1)
         exists = (step <= number_of_positives)[:, None]  # shape (batch, 1)
         if mining == "semi_hard":
@@ -444,7 +500,7 @@ def _by_positives(labels, distances, negatives, margin, mining):
         total = ops.sum(slopes, axis=1, keepdims=True)  # shape (batch, 1)
         if mining == "semi_hard":
             slopes = ops.where(columns == ops.cast(negative, "int32"), slopes, 0)  # shape (batch, batch)
-        weights = weights + ops.where(columns == ops.cast(positive, "int32"), total, 0) - slopes
+        weights = weights + ops.where(columns == positive, total, 0) - slopes
         return weights, summed + ops.sum(losses, axis=1), active_count, mined_count + _count(mined)
 
     nothing = ops.zeros_like(fixed)

@@ -147,6 +147,16 @@ def test_the_loss_is_that_of_a_plain_loop(mining, margin, distance):
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.parametrize("at_once", [1, 5, 11])
+def test_batch_hard_may_take_its_anchors_a_few_at_a_time(at_once, monkeypatch):
+    """The last of them overlap with those before where the batch is no multiple."""
+    monkeypatch.setattr(losses, "ANCHORS_AT_ONCE", at_once)
+    for labels in BATCHES.values():
+        embeddings = unit_vectors(np.random.default_rng(25), 12)
+        found = float(keras.ops.mean(in_batch_triplet_loss(np.array(labels), embeddings, 0.3, "batch_hard")))
+        assert found == pytest.approx(loop_loss(labels, embeddings, 0.3, "batch_hard"), rel=1e-5, abs=1e-7)
+
+
 @pytest.mark.parametrize("average", ["active", "all", "sum"])
 @pytest.mark.parametrize("mining", losses.MINING)
 def test_the_average_is_the_one_asked_for(mining, average):
@@ -447,17 +457,18 @@ def test_gradient_descent_separates_two_mixed_clusters(loss):
         assert (nearer == labels).mean() >= 0.8, start  # semi-hard mining leaves a lone stray where it is
 
 
-@pytest.mark.parametrize("count", [40, 300])
-def test_distances_are_exact_where_a_gpu_multiplies_in_tf32(count, monkeypatch):
+def tf32_matmul(first, second):
     """TF32 keeps 10 bits of each factor's mantissa; as it is, that puts an error near 1e-3 on unit vectors."""
 
-    def tf32_matmul(first, second):
-        def rounded(each):
-            bits = np.asarray(keras.ops.convert_to_numpy(each), "float32").view("uint32")
-            return ((bits + 0xFFF + ((bits >> 13) & 1)) & 0xFFFFE000).astype("uint32").view("float32")
+    def rounded(each):
+        bits = np.asarray(keras.ops.convert_to_numpy(each), "float32").view("uint32")
+        return ((bits + 0xFFF + ((bits >> 13) & 1)) & 0xFFFFE000).astype("uint32").view("float32")
 
-        return keras.ops.convert_to_tensor(rounded(first) @ rounded(second))
+    return keras.ops.convert_to_tensor(rounded(first) @ rounded(second))
 
+
+@pytest.mark.parametrize("count", [40, 300])
+def test_distances_are_exact_where_a_gpu_multiplies_in_tf32(count, monkeypatch):
     monkeypatch.setattr(losses.ops, "matmul", tf32_matmul)
     embeddings = unit_vectors(np.random.default_rng(11), count, 128)
     embeddings[1], embeddings[2] = embeddings[0], embeddings[0] * (1 - 1e-3)
@@ -466,6 +477,21 @@ def test_distances_are_exact_where_a_gpu_multiplies_in_tf32(count, monkeypatch):
     assert np.abs(naive - exact).max() > 1e-4
     distances = keras.ops.convert_to_numpy(losses.squared_distances(embeddings))
     np.testing.assert_allclose(distances, exact, atol=3e-6)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX compiles the loop over the anchors, with its own product in it")
+def test_batch_hard_chooses_exactly_where_a_gpu_multiplies_in_tf32(monkeypatch):
+    labels, embeddings = np.arange(300) % 3, unit_vectors(np.random.default_rng(24), 300, 128)
+    distances = all_distances(embeddings)
+    same = labels[:, None] == labels
+    hardest = np.where(same, distances, -np.inf).max(axis=1) - np.where(same, np.inf, distances).min(axis=1)
+    naive = 2 - 2 * np.asarray(tf32_matmul(embeddings, embeddings.T))
+    chosen = np.where(same, naive, -np.inf).argmax(axis=1), np.where(same, np.inf, naive).argmin(axis=1)
+    naively = distances[np.arange(300), chosen[0]] - distances[np.arange(300), chosen[1]]
+    assert np.abs(naively - hardest).max() > 2e-5
+    monkeypatch.setattr(losses.ops, "matmul", tf32_matmul)
+    found = keras.ops.convert_to_numpy(in_batch_triplet_loss(labels, embeddings, 5.0, "batch_hard"))
+    np.testing.assert_allclose(found, hardest + 5, atol=3e-6)
 
 
 def test_distances_are_never_negative_and_stay_exact_far_from_the_origin():
@@ -596,7 +622,8 @@ class Uneven(keras.utils.PyDataset):
 
 
 @pytest.mark.parametrize(("mining", "margin"), [*((mining, 0.3) for mining in losses.MINING), ("batch_all", "soft")])
-def test_fit_on_batches_of_unknown_size_sees_the_same_losses(mining, margin):
+def test_fit_on_batches_of_unknown_size_sees_the_same_losses(mining, margin, monkeypatch):
+    monkeypatch.setattr(losses, "ANCHORS_AT_ONCE", 8)  # more and fewer than the batches' images
     generator = np.random.default_rng(0)
     batches = [
         (generator.normal(size=(size, 3)).astype("float32"), generator.integers(0, 3, size)) for size in (7, 12, 1, 9)
@@ -710,13 +737,13 @@ def test_a_large_batch_needs_no_tensor_with_three_batch_axes(mining):
 
 
 def test_the_file_works_alone_in_another_project(tmp_path):
-    """Copied away, with no module of this project to be found."""
+    """Copied away, with no module of this project to be found; on the backend that Keras imports fastest."""
     (tmp_path / "triplet_loss_functions.py").write_bytes((FOLDER / "triplet_loss_functions.py").read_bytes())
     code = (
         "import numpy as np, triplet_loss_functions as t; "
         "print(float(t.InBatchTripletLoss(1.0)(np.array([0, 0, 1, 1]), np.eye(4, dtype='float32'))))"
     )
-    environment = {**os.environ, "PYTHONPATH": ""}
+    environment = {**os.environ, "PYTHONPATH": "", "KERAS_BACKEND": "numpy"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
