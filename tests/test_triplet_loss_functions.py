@@ -147,9 +147,11 @@ def test_the_loss_is_that_of_a_plain_loop(mining, margin, distance):
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.parametrize("device", ["cpu:0", "gpu:0"])
 @pytest.mark.parametrize("at_once", [1, 5, 11])
-def test_batch_hard_may_take_its_anchors_a_few_at_a_time(at_once, monkeypatch):
+def test_batch_hard_may_take_its_anchors_a_few_at_a_time(at_once, device, monkeypatch):
     """The last of them overlap with those before where the batch is no multiple."""
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: [device])  # which decides how it multiplies
     monkeypatch.setattr(losses, "ANCHORS_AT_ONCE", at_once)
     for labels in BATCHES.values():
         embeddings = unit_vectors(np.random.default_rng(25), 12)
@@ -490,6 +492,7 @@ def test_batch_hard_chooses_exactly_where_a_gpu_multiplies_in_tf32(monkeypatch):
     naively = distances[np.arange(300), chosen[0]] - distances[np.arange(300), chosen[1]]
     assert np.abs(naively - hardest).max() > 2e-5
     monkeypatch.setattr(losses.ops, "matmul", tf32_matmul)
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
     found = keras.ops.convert_to_numpy(in_batch_triplet_loss(labels, embeddings, 5.0, "batch_hard"))
     np.testing.assert_allclose(found, hardest + 5, atol=3e-6)
 
