@@ -326,15 +326,12 @@ def _of_squared(squared, distance):
     return ops.where(duplicate, 0, ops.sqrt(ops.where(duplicate, 1, squared)))
 
 
-def _pairs(labels):
-    """Which pairs of a batch are anchor and positive, and which anchor and negative; each `(batch, batch)`."""
-    same = labels[:, None] == labels[None, :]
-    return ops.logical_and(same, ops.logical_not(ops.eye(ops.shape(labels)[0], dtype="bool"))), ops.logical_not(same)
-
-
 def _all_pairs(labels, embeddings, distance):
     """Distances between all images, which pairs are anchor and positive, and which anchor and negative."""
-    return _of_squared(squared_distances(embeddings), distance), *_pairs(labels)  # each of shape (batch, batch)
+    distances = _of_squared(squared_distances(embeddings), distance)  # shape (batch, batch), as are the others
+    same = labels[:, None] == labels[None, :]
+    itself = ops.eye(ops.shape(labels)[0], dtype="bool")
+    return distances, ops.logical_and(same, ops.logical_not(itself)), ops.logical_not(same)
 
 
 def _loss_of_gap(gap, margin):
