@@ -1,6 +1,6 @@
 """Kills a real run again and again, and compares its end with that of a run left alone.
 
-    python benchmarks/interruptions.py                  20 kills, about ten minutes on two CPU cores
+    python benchmarks/interruptions.py                  20 kills, a quarter of an hour on two CPU cores
 
 Both runs train on scikit-learn's digits. One is ended with SIGKILL, after a random time, and begun again by the same
 command, until it has been killed so often; then it may finish. Weights, predictions, history and scores of the two are
