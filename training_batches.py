@@ -22,8 +22,8 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, data, plan, seed=0, augment="none"):
-        # With one worker TensorFlow waits at the end of every `fit` and `predict` for a thread of its own, which sleeps
-        # for as long as they took, up to a minute; with more, Keras trains PyTorch on batches of the epoch before.
+        # With one worker Keras leaves tf.data's autotuning on, for whose thread `fit` and `predict` wait at their end
+        # while it sleeps, up to a minute; with two, Keras trains PyTorch on batches of the epoch before.
         super().__init__(workers=2 if keras.backend.backend() == "tensorflow" else 1)
         self.data, self.plan, self.seed, self.augment = data, plan, seed, augment
         self.start_epoch(0)

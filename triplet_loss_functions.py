@@ -27,7 +27,7 @@ MINING = ("batch_all", "batch_hard", "semi_hard", "all_semi_hard")
 DISTANCES = ("squared", "euclidean")
 AVERAGES = ("auto", "active", "all", "sum")
 STATISTICS = ("active_triplets", "positive_distance", "negative_distance")
-ANCHORS_AT_ONCE = 512  # for batch-hard mining: on a CPU memory that stays in the caches is fast, on a GPU many at once
+ANCHORS_AT_ONCE = 512  # that batch-hard mining compares with a batch: few enough that memory is used again
 
 
 def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", distance="squared", average="auto"):
@@ -46,8 +46,9 @@ def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", di
     over `"all"` the mined ones (for `"all_semi_hard"` all valid ones); or their `"sum"` (FaceNet's equation 2).
     `"auto"` is what the papers use: all for `"batch_hard"`, `"semi_hard"` and the soft margin, else active.
 
-    Memory is O(batch²), and for `"batch_hard"` O(batch). Time is O(batch² log batch) for `"batch_all"` with a margin,
-    O(batch²) for `"batch_hard"`, and O(batch² · images of the largest class) otherwise.
+    Memory is O(batch²), and O(batch) for the loss of `"batch_hard"`, without statistics. Time is O(batch²) for
+    `"batch_hard"`, O(batch² log batch) for `"batch_all"` with a margin, and O(batch² · images of the largest class)
+    otherwise.
 
     Args:
         labels: integers of any dtype that the backend has (JAX wraps those beyond 32 bits unless told otherwise), shape
@@ -78,7 +79,7 @@ def in_batch_triplet_loss(labels, embeddings, margin=0.3, mining="semi_hard", di
 
 
 def in_batch_triplet_statistics(labels, embeddings, margin=0.3, mining="semi_hard", distance="squared", average="auto"):
-    """The loss, and from the same pass what a training log should show beside it.
+    """The loss, and what a training log should show beside it, from the same distances (batch-hard has its own).
 
     Args:
         labels, embeddings, margin, mining, distance, average: as in `in_batch_triplet_loss`.
@@ -160,7 +161,7 @@ class InBatchTripletLoss(keras.losses.Loss):
     def metrics(self):
         """Metrics for `compile` that show how training goes: see `in_batch_triplet_statistics`.
 
-        They repeat the loss's computations; `in_batch_triplet_statistics` gives all in one pass, for your own loop.
+        They repeat the loss's computations; `in_batch_triplet_statistics` gives all at once, for your own loop.
 
         Returns:
             list of three metrics: `active_triplets`, `positive_distance` and `negative_distance`.
@@ -373,10 +374,8 @@ def _hardest(labels, embeddings, margin, distance):
     The distances only choose; those of the chosen are computed again from the embeddings, exactly also for near ones.
     """
     positive, negative = _farthest_and_nearest(labels, ops.stop_gradient(embeddings))  # each of shape (batch,)
-    classes = _classes(labels)
-    all_near = positive == ops.arange(ops.shape(labels)[0], dtype="int32")  # to the anchor, nearer than rounding
-    positive = ops.where(all_near, _member(classes, 1), positive)
-    valid = ops.logical_and(classes[-1] > 1, ops.take(labels, negative) != labels)
+    is_other = positive != ops.arange(ops.shape(labels)[0], dtype="int32")
+    valid = ops.logical_and(is_other, ops.take(labels, negative) != labels)
     positive, negative = ops.take(embeddings, positive, axis=0), ops.take(embeddings, negative, axis=0)
     to_positive, to_negative = _branch_distances(embeddings, positive, negative, distance)
     losses, slopes = _loss_of_gap(to_positive - to_negative, margin)  # each of shape (batch,)
@@ -385,11 +384,11 @@ def _hardest(labels, embeddings, margin, distance):
 
 
 def _farthest_and_nearest(labels, embeddings):
-    """Each anchor's farthest image of its own class, perhaps itself, and its nearest of another, if there is one.
+    """Each anchor's farthest other image of its class, or else itself; and its nearest of another, if there is one.
 
-    The distances are as exact as those of `squared_distances`, but come from one product for some anchors at a time,
-    which needs less memory than two and a transposition; and on a CPU, which never multiplies in TF32, from a third
-    of the multiplications.
+    The distances come from one product for some anchors at a time, which needs less memory than the two products and
+    the transposition of `squared_distances`; and where Keras knows of CPUs alone, which do not multiply in TF32 unless
+    told to, from a third of the multiplications.
     """
     batch, embeddings = ops.shape(labels)[0], _centred(embeddings)
     at_once = min(batch, ANCHORS_AT_ONCE) if isinstance(batch, int) else ops.minimum(batch, ANCHORS_AT_ONCE)
@@ -399,7 +398,7 @@ def _farthest_and_nearest(labels, embeddings):
         leading, rest = _leading_and_rest(embeddings)
         left = ops.concatenate([leading, rest, leading], axis=1)  # shape (batch, 3 · embedding_size)
         right = ops.concatenate([leading, embeddings, rest], axis=1)
-    columns = ops.transpose(2 * right)
+    columns, everyone = ops.transpose(2 * right), ops.arange(batch, dtype="int32")
 
     def choose(step, chosen):
         first = ops.minimum(step * at_once, batch - at_once)  # the last ones end with the batch
@@ -408,27 +407,14 @@ def _farthest_and_nearest(labels, embeddings):
         distances = ops.relu(ops.take(norms, anchors)[:, None] - products + norms[None, :])
         keys, infinite = _as_integers(distances)  # whose argmax is faster than that of floats
         same = ops.take(labels, anchors)[:, None] == labels[None, :]
-        keys = ops.where(same, keys, keys - infinite)  # those of other classes are below 0
+        keys = ops.where(same, keys, keys - infinite)  # those of other classes are below -1
+        keys = ops.where(anchors[:, None] == everyone, -1, keys)  # the anchor itself is neither
         extremes = ops.argmax(keys, axis=1), ops.argmin(keys, axis=1)  # each of shape (anchors,)
         pairs = zip(chosen, extremes, strict=True)
-        return tuple(ops.slice_update(all_of, [first], ops.cast(some, "int32")) for all_of, some in pairs)
+        return tuple(ops.scatter_update(of_all, anchors[:, None], ops.cast(some, "int32")) for of_all, some in pairs)
 
     nothing = ops.zeros((batch,), "int32")
     return ops.fori_loop(0, (batch + at_once - 1) // at_once, choose, (nothing, nothing))
-
-
-def _classes(labels):
-    """The images in the order of their classes, and each image's place in it, its class's first place, and size."""
-    by_class = ops.argsort(labels)  # shape (batch,), as are the others
-    ordered = ops.take(labels, by_class)
-    start, end = (ops.cast(ops.searchsorted(ordered, labels, side), "int32") for side in ("left", "right"))
-    return by_class, ops.cast(ops.argsort(by_class), "int32"), start, end - start
-
-
-def _member(classes, step):
-    """The image so many places further on in each image's class, around the end; shape `(batch,)`."""
-    by_class, place, start, size = classes
-    return ops.cast(ops.take(by_class, start + (place - start + step) % size), "int32")
 
 
 def _all_by_sorting(distances, positives, negatives, margin):
@@ -477,8 +463,11 @@ def _by_positives(labels, distances, negatives, margin, mining):
     negative's. The losses' values have no gradient; they get that of the weighted distances.
     """
     batch, fixed = ops.shape(labels)[0], ops.stop_gradient(distances)
-    classes = _classes(labels)
-    number_of_positives = ops.where(ops.any(negatives, axis=1), classes[-1] - 1, 0)  # shape (batch,)
+    by_class = ops.argsort(labels)  # shape (batch,)
+    ordered = ops.take(labels, by_class)
+    start, end = (ops.cast(ops.searchsorted(ordered, labels, side), "int32") for side in ("left", "right"))
+    place = ops.cast(ops.argsort(by_class), "int32")  # of each image in `by_class`, shape (batch,)
+    number_of_positives = ops.where(ops.any(negatives, axis=1), end - start - 1, 0)  # shape (batch,)
     columns = ops.arange(batch, dtype="int32")
     if mining == "semi_hard":
         keys, infinite = _as_integers(distances)  # whose argmin is faster than that of floats
@@ -487,7 +476,7 @@ def _by_positives(labels, distances, negatives, margin, mining):
 
     def add_one_positive(step, sums):
         weights, summed, active_count, mined_count = sums
-        positive = _member(classes, step)[:, None]  # shape (batch, 1)
+        positive = ops.take(by_class, start + (place - start + step) % (end - start))[:, None]  # shape (batch, 1)
         to_positive = ops.take_along_axis(fixed, positive, axis=1)  # shape (batch, 1)
         exists = (step <= number_of_positives)[:, None]  # shape (batch, 1)
         if mining == "semi_hard":
@@ -506,7 +495,7 @@ def _by_positives(labels, distances, negatives, margin, mining):
         total = ops.sum(slopes, axis=1, keepdims=True)  # shape (batch, 1)
         if mining == "semi_hard":
             slopes = ops.where(columns == ops.cast(negative, "int32"), slopes, 0)  # shape (batch, batch)
-        weights = weights + ops.where(columns == positive, total, 0) - slopes
+        weights = weights + ops.where(columns == ops.cast(positive, "int32"), total, 0) - slopes
         return weights, summed + ops.sum(losses, axis=1), active_count, mined_count + _count(mined)
 
     nothing = ops.zeros_like(fixed)
