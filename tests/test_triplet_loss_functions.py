@@ -526,6 +526,19 @@ def test_batch_hard_is_exact_for_positives_that_are_nearer_than_rounding(seed):
     np.testing.assert_allclose(embeddings - moved, expected, atol=1e-5)
 
 
+def test_batch_hard_takes_duplicates_as_positives_and_as_negatives():
+    """Duplicates of the anchor and near copies are as far from it as it is itself, or by rounding even nearer."""
+    originals = unit_vectors(np.random.default_rng(26), 40, 32)
+    copies = originals + 1e-4 * unit_vectors(np.random.default_rng(27), 40, 32)
+    for labels in (np.arange(80) % 40, np.arange(80) % 8 + 8 * (np.arange(80) // 40)):  # of one class, or of two
+        for embeddings in (np.concatenate([originals, originals]), np.concatenate([originals, copies])):
+            found = keras.ops.convert_to_numpy(in_batch_triplet_loss(labels, embeddings, 5.0, "batch_hard"))
+            same, distances = labels[:, None] == labels, all_distances(embeddings)
+            farthest = np.where(same & ~np.eye(80, dtype=bool), distances, -np.inf).max(axis=1)
+            expected = farthest - np.where(same, np.inf, distances).min(axis=1) + 5
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [128, 511])
 def test_duplicates_are_as_near_as_rounding_lets_them(size):
     embeddings = np.repeat(unit_vectors(np.random.default_rng(12), 67, size), 2, axis=0)
