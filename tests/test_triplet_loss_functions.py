@@ -72,6 +72,13 @@ def loop_loss(labels, embeddings, margin=0.3, mining="semi_hard", distance="squa
     return sum(values) / max(divisor, 1)
 
 
+def hardest_gaps(labels, embeddings):
+    """Each anchor's largest distance to a positive less its smallest to a negative."""
+    same, distances = labels[:, None] == labels, all_distances(embeddings)
+    farthest = np.where(same & ~np.eye(len(labels), dtype=bool), distances, -np.inf).max(axis=1)
+    return farthest - np.where(same, np.inf, distances).min(axis=1)
+
+
 def unit_vectors(generator, count, size=8):
     vectors = generator.normal(size=(count, size))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype("float32")
@@ -484,9 +491,7 @@ def test_distances_are_exact_where_a_gpu_multiplies_in_tf32(count, monkeypatch):
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX compiles the loop over the anchors, with its own product in it")
 def test_batch_hard_chooses_exactly_where_a_gpu_multiplies_in_tf32(monkeypatch):
     labels, embeddings = np.arange(300) % 3, unit_vectors(np.random.default_rng(24), 300, 128)
-    distances = all_distances(embeddings)
-    same = labels[:, None] == labels
-    hardest = np.where(same, distances, -np.inf).max(axis=1) - np.where(same, np.inf, distances).min(axis=1)
+    hardest, distances, same = hardest_gaps(labels, embeddings), all_distances(embeddings), labels[:, None] == labels
     naive = 2 - 2 * np.asarray(tf32_matmul(embeddings, embeddings.T))
     chosen = np.where(same, naive, -np.inf).argmax(axis=1), np.where(same, np.inf, naive).argmin(axis=1)
     naively = distances[np.arange(300), chosen[0]] - distances[np.arange(300), chosen[1]]
@@ -533,10 +538,7 @@ def test_batch_hard_takes_duplicates_as_positives_and_as_negatives():
     for labels in (np.arange(80) % 40, np.arange(80) % 8 + 8 * (np.arange(80) // 40)):  # of one class, or of two
         for embeddings in (np.concatenate([originals, originals]), np.concatenate([originals, copies])):
             found = keras.ops.convert_to_numpy(in_batch_triplet_loss(labels, embeddings, 5.0, "batch_hard"))
-            same, distances = labels[:, None] == labels, all_distances(embeddings)
-            farthest = np.where(same & ~np.eye(80, dtype=bool), distances, -np.inf).max(axis=1)
-            expected = farthest - np.where(same, np.inf, distances).min(axis=1) + 5
-            np.testing.assert_allclose(found, expected, rtol=1e-5)
+            np.testing.assert_allclose(found, hardest_gaps(labels, embeddings) + 5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [128, 511])
