@@ -92,8 +92,12 @@ def main():
 
     # Build the network, and see how well it does as it is.
     model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, FROZEN_LAYERS, EMBEDDING_SIZE)
-    images = image_data.checksum((train, validation, test), class_names)
-    folder = run_folder.begin(RUN_FOLDER, constants(), START_AFRESH, images)  # now that no constant can be refused
+    sources = {
+        "images or classes in DATASET": image_data.checksum((train, validation, test), class_names),
+        "content of the file WEIGHTS": run_folder.checksum(WEIGHTS),
+        "KERAS_BACKEND": keras.backend.backend(),
+    }
+    folder = run_folder.begin(RUN_FOLDER, constants(), START_AFRESH, sources)  # now that no constant can be refused
 
     def embed(data):  # shape (n, EMBEDDING_SIZE)
         return model.predict(Batches(data, in_order(len(data.labels), batch_size)), verbose=0)

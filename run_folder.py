@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
+import zlib
 from pathlib import Path
 
 from command_line import InputError
@@ -24,7 +25,7 @@ FILES = (
     "controls.json",
     "constants.json",
 )
-IMAGES = "checksum of images and classes"  # beside the constants in constants.json
+SOURCES = "begun with"  # beside the constants in constants.json
 AFRESH = "name another with --run-folder, or begin it again with --start-afresh True"
 _locks = {}  # files that stay open as long as the process lives, by folder
 
@@ -63,7 +64,7 @@ def finished_report(folder, constants):
     return report
 
 
-def begin(folder, constants, afresh, images=0):
+def begin(folder, constants, afresh, sources):
     """Makes a run folder, keeps other processes out of it, and writes the constants into it.
 
     Args:
@@ -71,14 +72,14 @@ def begin(folder, constants, afresh, images=0):
         constants: dict of the constants, to be written as JSON.
         afresh: bool, whether a run in the folder is removed first: its checkpoints, results and constants. One that
             the same command began afresh, and that is not finished, goes on.
-        images: int, a checksum of everything that the run goes by.
+        sources: dict of what else the run goes by, such as a checksum of its images, by names for the user.
 
     Returns:
         `pathlib.Path` of the folder.
 
     Raises:
         InputError: if it cannot be written, another process runs in it or has finished there, or the run in it has
-            other constants or images.
+            other constants or sources.
     """
     folder = Path(folder)
     try:
@@ -87,19 +88,19 @@ def begin(folder, constants, afresh, images=0):
         _lock(folder)
         for left in folder.glob(".*.part"):  # by a process that was killed while it wrote
             left.unlink()
-        if afresh and not _goes_on(folder, constants, images):
+        if afresh and not _goes_on(folder, constants, sources):
             remove_checkpoints(folder)
             for name in FILES:  # its constants last, so that until then it is the old run
                 (folder / name).unlink(missing_ok=True)
         if finished_report(folder, constants):  # by a process that was still at it when this one began
             raise InputError(f"`RUN_FOLDER` {str(folder)!r} holds a run that has just finished; it is left as it is.")
         begun, _ = _stored(folder)
-        if begun is not None and begun.get(IMAGES, images) != images:
+        changed = _changed(begun or {}, sources)
+        if changed:
             raise InputError(
-                f"`DATASET` must hold the images that the run in {str(folder)!r} was begun with; they have changed. "
-                f"Give them back, or {AFRESH}."
+                f"`RUN_FOLDER` {str(folder)!r} holds a run begun with other {', other '.join(changed)}; {AFRESH}."
             )
-        write_whole(folder / "constants.json", json.dumps({**constants, IMAGES: images}, indent=4) + "\n")
+        write_whole(folder / "constants.json", json.dumps({**constants, SOURCES: sources}, indent=4) + "\n")
     except OSError as error:
         raise InputError(f"`RUN_FOLDER` must be a folder that can be written. Received: {error}") from error
     return folder
@@ -122,8 +123,14 @@ def _stored(folder):
 
 def _differing(begun, constants, free):
     """Names of the constants that are not those of a run, those aside that are free to change."""
-    names = {*begun, *constants} - {*free, IMAGES}
+    names = {*begun, *constants} - {*free, SOURCES}
     return sorted(name for name in names if begun.get(name) != constants.get(name))
+
+
+def _changed(begun, sources):
+    """Names of the sources that are not those of a run."""
+    before = begun.get(SOURCES, {})
+    return [name for name, value in sources.items() if before.get(name, value) != value]
 
 
 def _refuse_foreign(folder):
@@ -137,13 +144,13 @@ def _refuse_foreign(folder):
             )
 
 
-def _goes_on(folder, constants, images):
+def _goes_on(folder, constants, sources):
     """Whether a folder holds an unfinished run that the same command, START_AFRESH included, has begun."""
     try:
         begun, report = _stored(folder)
     except InputError:
         return False
-    if begun is None or report or begun.get(IMAGES, images) != images:
+    if begun is None or report or _changed(begun, sources):
         return False
     return not _differing(begun, constants, set(FREE) - {"START_AFRESH"})
 
@@ -201,6 +208,11 @@ def write_whole(path, text):
         raise InputError(
             f"`RUN_FOLDER` must stay a folder that can be written, with room. Received: {error}"
         ) from error
+
+
+def checksum(path):
+    """An int by which a changed file is noticed (CRC-32); 0 where there is no such file."""
+    return zlib.crc32(Path(path).read_bytes()) if Path(path).is_file() else 0
 
 
 def remembered(path, compute):

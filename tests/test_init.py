@@ -1,5 +1,6 @@
 """The script itself, run as its users run it, on folders of small images."""
 
+import ast
 import csv
 import json
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import command_line
 import run_folder
 
 FOLDER = Path(__file__).resolve().parent.parent
@@ -132,6 +134,22 @@ def test_a_run_with_other_constants_is_refused(finished):
 
 
 @one_process
+def test_an_unfinished_run_goes_on_with_the_same_images_weights_and_backend_alone(finished, tmp_path):
+    place, _ = finished
+    text = (place / "run" / "constants.json").read_text()
+    changed = re.sub(r'(?<=classes in DATASET": )\d+', "1", re.sub(r'(?<=WEIGHTS": )0', "1", text))
+    changed = re.sub(r'(?<="KERAS_BACKEND": ")\w+', "another", changed)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "constants.json").write_text(changed)
+    (tmp_path / "pictures").symlink_to(place / "pictures")
+    done = run_script("--dataset", "pictures", "--epochs", 3, *SMALL, cwd=tmp_path)
+    assert done.returncode == 2
+    others = "other images or classes in DATASET, other content of the file WEIGHTS, other KERAS_BACKEND"
+    assert f"`RUN_FOLDER` 'run' holds a run begun with {others}; " in done.stderr
+    assert (tmp_path / "run" / "constants.json").read_text() == changed
+
+
+@one_process
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_ends_as_one_left_alone(number, finished, tmp_path):
     """Interrupted once it has a checkpoint, in the middle of an epoch or between two."""
@@ -182,6 +200,13 @@ def test_the_merge_loss_trains_and_predicts_on_a_folder_split_by_its_owner(tmp_p
     assert goes_on.returncode == 0, goes_on.stderr
     again = json.loads((tmp_path / "run" / "report.json").read_text())
     assert again["before training"] == pytest.approx(scores["after training"], abs=0.05)
+
+
+def test_the_quick_look_is_the_same_command_wherever_it_is_told():
+    command = command_line.NO_DOWNLOAD.removeprefix("Nothing is downloaded by: ")
+    docstring = ast.get_docstring(ast.parse((FOLDER / "init.py").read_text(encoding="utf-8")))
+    assert f" {command} " in " ".join(docstring.split())
+    assert f" && {command}\n" in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 def test_without_a_network_cifar10_ends_in_one_message(tmp_path):

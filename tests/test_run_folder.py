@@ -13,6 +13,8 @@ from command_line import InputError
 
 FOLDER = Path(__file__).resolve().parent.parent
 CONSTANTS = {"EPOCHS": 3, "SEED": 0, "RUN_FOLDER": "here", "START_AFRESH": False, "CHECKPOINT_MINUTES": 5.0}
+SOURCES = {"images in DATASET": 1, "KERAS_BACKEND": "tensorflow"}
+OTHER_IMAGES = SOURCES | {"images in DATASET": 2}
 
 
 def in_another_process(code):
@@ -24,8 +26,8 @@ def in_another_process(code):
 def test_a_new_folder_has_no_report_and_gets_the_constants(tmp_path):
     folder = tmp_path / "a" / "b"
     assert run_folder.finished_report(folder, CONSTANTS) == ""
-    assert run_folder.begin(folder, CONSTANTS, afresh=False) == folder
-    assert json.loads((folder / "constants.json").read_text()) == CONSTANTS | {run_folder.IMAGES: 0}
+    assert run_folder.begin(folder, CONSTANTS, False, SOURCES) == folder
+    assert json.loads((folder / "constants.json").read_text()) == CONSTANTS | {run_folder.SOURCES: SOURCES}
     assert run_folder.finished_report(folder, CONSTANTS) == ""
     (folder / "report.txt").write_text("très bien", encoding="utf-8")
     assert run_folder.finished_report(folder, CONSTANTS) == "très bien"
@@ -33,7 +35,7 @@ def test_a_new_folder_has_no_report_and_gets_the_constants(tmp_path):
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_other_constants_are_named_all_at_once(finished, tmp_path):
-    run_folder.begin(tmp_path, CONSTANTS, afresh=False)
+    run_folder.begin(tmp_path, CONSTANTS, False, SOURCES)
     if finished:
         (tmp_path / "report.txt").write_text("done")
     others = CONSTANTS | {"EPOCHS": 4, "SEED": 1, "MARGIN": 0.5, "RUN_FOLDER": "there", "CHECKPOINT_MINUTES": 1.0}
@@ -52,26 +54,26 @@ def test_constants_that_cannot_be_read_are_told(content, tmp_path):
 
 
 def test_starting_afresh_removes_the_run_and_nothing_else(tmp_path):
-    run_folder.begin(tmp_path, CONSTANTS, afresh=False)
+    run_folder.begin(tmp_path, CONSTANTS, False, SOURCES)
     for name in (*run_folder.FILES, "checkpoint-00001-0000002.npz", "notes.txt", ".checkpoint.part"):
         (tmp_path / name).write_text("old")
     run_folder._locks.popitem()[1].close()
-    run_folder.begin(tmp_path, CONSTANTS | {"EPOCHS": 9}, afresh=True)
+    run_folder.begin(tmp_path, CONSTANTS | {"EPOCHS": 9}, True, SOURCES)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "constants.json", "notes.txt"]
     assert json.loads((tmp_path / "constants.json").read_text())["EPOCHS"] == 9
 
 
 def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
-    run_folder.begin(tmp_path, CONSTANTS, afresh=False)
+    run_folder.begin(tmp_path, CONSTANTS, False, SOURCES)
     code = (
         "import run_folder\n"
-        f"try: run_folder.begin({str(tmp_path)!r}, {CONSTANTS!r}, False); print('begun')\n"
+        f"try: run_folder.begin({str(tmp_path)!r}, {CONSTANTS!r}, False, {SOURCES!r}); print('begun')\n"
         "except run_folder.InputError as error: print(error)\n"
     )
     assert "`RUN_FOLDER` must not be in use by another process" in in_another_process(code)
-    early = code.replace("begin(", "finished_report(").replace(", False)", ")")  # before anything is loaded
+    early = code.replace("begin(", "finished_report(").replace(f", False, {SOURCES!r})", ")")  # before all is loaded
     assert "`RUN_FOLDER` must not be in use by another process" in in_another_process(early)
-    assert json.loads((tmp_path / "constants.json").read_text()) == CONSTANTS | {run_folder.IMAGES: 0}
+    assert json.loads((tmp_path / "constants.json").read_text()) == CONSTANTS | {run_folder.SOURCES: SOURCES}
     run_folder._locks.popitem()[1].close()
     assert in_another_process(code) == "begun"
 
@@ -82,7 +84,7 @@ def test_files_that_no_run_has_left_are_neither_replaced_nor_shown(name, tmp_pat
     for attempt in (
         lambda: run_folder.finished_report(tmp_path, CONSTANTS),
         lambda: run_folder.finished_report(tmp_path, None),
-        lambda: run_folder.begin(tmp_path, CONSTANTS, afresh=True),
+        lambda: run_folder.begin(tmp_path, CONSTANTS, True, SOURCES),
     ):
         with pytest.raises(InputError, match=rf"`RUN_FOLDER` must be new, empty or of an earlier run.*{name}"):
             attempt()
@@ -93,13 +95,13 @@ def test_files_that_no_run_has_left_are_neither_replaced_nor_shown(name, tmp_pat
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="`RUN_FOLDER` must be a folder that can be written"):
-        run_folder.begin(tmp_path / "new", CONSTANTS, afresh=False)
+        run_folder.begin(tmp_path / "new", CONSTANTS, False, SOURCES)
 
 
 def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match="`RUN_FOLDER` must be a folder that can be written"):
-        run_folder.begin(tmp_path / "taken", CONSTANTS, afresh=False)
+        run_folder.begin(tmp_path / "taken", CONSTANTS, False, SOURCES)
 
 
 def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
@@ -130,15 +132,15 @@ def test_what_was_computed_once_is_remembered(tmp_path):
     assert len(times) == 5
 
 
-def begin_again(folder, constants, afresh=False, images=1):
+def begin_again(folder, constants, afresh=False, sources=SOURCES):
     run_folder._locks.popitem()[1].close()
-    return run_folder.begin(folder, constants, afresh, images)
+    return run_folder.begin(folder, constants, afresh, sources)
 
 
 def test_a_run_that_was_begun_afresh_goes_on_when_the_same_command_comes_again(tmp_path):
     afresh = CONSTANTS | {"START_AFRESH": True}
     kept = tmp_path / "checkpoint-00001-0000002.npz"
-    run_folder.begin(tmp_path, CONSTANTS, False, 1)
+    run_folder.begin(tmp_path, CONSTANTS, False, SOURCES)
     kept.write_text("of the run before")
     begin_again(tmp_path, afresh, True)
     assert not kept.exists()
@@ -152,20 +154,22 @@ def test_a_run_that_was_begun_afresh_goes_on_when_the_same_command_comes_again(t
     begin_again(tmp_path, afresh | {"SEED": 1}, True)
     assert not kept.exists()
     kept.write_text("of images that have changed since")
-    begin_again(tmp_path, afresh | {"SEED": 1}, True, images=2)
+    begin_again(tmp_path, afresh | {"SEED": 1}, True, sources=OTHER_IMAGES)
     assert not kept.exists()
 
 
-def test_a_run_does_not_go_on_with_other_images_or_after_another_process_has_finished_it(tmp_path):
-    run_folder.begin(tmp_path, CONSTANTS, False, 1)
-    with pytest.raises(InputError, match="`DATASET` must hold the images"):
-        begin_again(tmp_path, CONSTANTS, images=2)
+def test_a_run_does_not_go_on_with_other_sources_or_after_another_process_has_finished_it(tmp_path):
+    run_folder.begin(tmp_path, CONSTANTS, False, SOURCES)
+    with pytest.raises(InputError, match="a run begun with other images in DATASET; name another"):
+        begin_again(tmp_path, CONSTANTS, sources=OTHER_IMAGES)
+    with pytest.raises(InputError, match="other images in DATASET, other KERAS_BACKEND"):
+        begin_again(tmp_path, CONSTANTS, sources=OTHER_IMAGES | {"KERAS_BACKEND": "jax"})
     with pytest.raises(InputError, match="EPOCHS 3 there, 5 now"):
         begin_again(tmp_path, CONSTANTS | {"EPOCHS": 5})
     run_folder.finish(tmp_path, "done")
     with pytest.raises(InputError, match="has just finished"):
         begin_again(tmp_path, CONSTANTS)
-    assert json.loads((tmp_path / "constants.json").read_text()) == CONSTANTS | {run_folder.IMAGES: 1}
+    assert json.loads((tmp_path / "constants.json").read_text()) == CONSTANTS | {run_folder.SOURCES: SOURCES}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other limits")
