@@ -187,13 +187,15 @@ class Checkpoints(keras.callbacks.Callback):
             each.assign(stored[name])
         for name, part in self.parts.items():
             part.set_state({**progress["parts"][name], **_belonging_to(name, arrays)})
-        self.batches.start_epoch(progress["epoch"], progress["batch"])
-        if progress["batch"] > 0:
+        epoch, batch = progress["epoch"], progress["batch"]
+        self.batches.start_epoch(epoch, batch)
+        if batch > 0:
             self.epoch_metrics = [np.array(keras.ops.convert_to_numpy(each)) for each in self.metric_variables]
         else:
             for metric in self.metrics:  # which Keras resets only once it has used them
                 metric.reset_state()
-        print(f"Going on in epoch {progress['epoch'] + 1} after {progress['batch']} batches, from {path}")
+        reached = f"in epoch {epoch + 1} after {batch} batches" if batch > 0 else f"after epoch {epoch}"
+        print(f"Going on {reached}, from {path}")
 
 
 class _UntilClosed:
