@@ -44,6 +44,15 @@ def _one_of(*choices):
     return str, lambda value: value in choices, "one of " + ", ".join(f'"{choice}"' for choice in choices)
 
 
+def _may_hold_weights(path):
+    """Whether a file begins as HDF5 or as the zip archive that a `.keras` file is; False if there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(8).startswith((b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"))
+    except (OSError, ValueError):
+        return False
+
+
 # Of each constant: its type, whether a value is allowed, and what is allowed, in words.
 RULES = {
     "DATASET": (
@@ -64,8 +73,8 @@ RULES = {
     ),
     "WEIGHTS": (
         str,
-        lambda value: value in ("imagenet", "none") or os.path.isfile(value),
-        '"imagenet", "none", or a weights file that exists',
+        lambda value: value in ("imagenet", "none") or _may_hold_weights(value),
+        '"imagenet", "none", or an existing weights file (HDF5 or .keras)',
     ),
     "FROZEN_LAYERS": _integer_from(0),
     "EMBEDDING_SIZE": _integer_from(2),
@@ -82,7 +91,11 @@ RULES = {
     "SEED": (int, lambda value: 0 <= value < 2**31, "a whole number from 0 to below 2**31"),
     "CHECKPOINT_MINUTES": _number_between(0, 1e6),
     "START_AFRESH": (bool, lambda value: True, "True or False"),
-    "RUN_FOLDER": (str, lambda value: bool(value.strip()), "the path of a folder, new or of an earlier run"),
+    "RUN_FOLDER": (
+        str,
+        lambda value: bool(value.strip()) and "\0" not in value,
+        "the path of a folder, new or of an earlier run",
+    ),
 }
 DATASET_CLASSES = {"cifar10": 10, "digits": 10}
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
@@ -143,6 +156,7 @@ def run(main):
     closed standard output (`| head`).
     """
     name = Path(sys.argv[0]).name
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # for names that a terminal's encoding does not have
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -171,7 +185,9 @@ def run(main):
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        _tell(f"{name}: `RUN_FOLDER` and `DATASET` must be on disks that work, with room left. Received: {error}")
+        _tell(
+            f"{name}: `RUN_FOLDER`, `DATASET` and what the output goes to must work, with room left. Received: {error}"
+        )
         code = 2
     _flush(sys.stdout)
     sys.exit(code)
@@ -179,7 +195,7 @@ def run(main):
 
 def _tell(sentence):
     """Prints on standard error, where somebody reads it."""
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         print(sentence, file=sys.stderr)
     _flush(sys.stderr)
 
@@ -188,7 +204,7 @@ def _flush(stream):
     """Prints what is left to print, where somebody reads it."""
     try:
         stream.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python would complain when it ends
 
 
@@ -239,7 +255,7 @@ def _checked(name, value, default):
             converted = value
     elif isinstance(value, str) and kind is bool:
         converted = {"true": True, "false": False}.get(value.lower(), value)
-    elif kind is float and type(value) is int:
+    elif kind is float and type(value) is int and abs(value) < 2**64:
         converted = float(value)
     if type(converted) is not kind or (kind is float and not math.isfinite(converted)) or not allowed(converted):
         raise InputError(f"`{name}` must be {words}. Received: {value!r}")

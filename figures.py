@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.metrics import ConfusionMatrixDisplay
 
+from run_folder import whole
+
 RIGHT, WRONG = "tab:green", "tab:red"
 
 
@@ -152,4 +154,5 @@ def _class_colours(count):
 def _save(figure, path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks: boxes, no warnings
-        figure.savefig(path, dpi=120)
+        with whole(path) as beside:
+            figure.savefig(beside, dpi=120)

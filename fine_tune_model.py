@@ -72,6 +72,8 @@ def fine_tuned_models(
 
     if weights not in ("imagenet", "none"):
         _load_weights(weights, network, model)
+        if not all(np.isfinite(each).all() for each in model.get_weights()):
+            raise InputError(f"`WEIGHTS` must be a file of finite weights. Received: {weights!r}")
     for layer in network.layers:
         if isinstance(layer, layers.BatchNormalization):
             if weights == "none":

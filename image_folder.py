@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import sys
+import threading
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 from command_line import InputError, class_folders, is_split
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+_LARGE = threading.Lock()  # images that take hundreds of megabytes are read one at a time
 
 
 def load_folder(folder, image_size, fit="scale", unreadable="stop"):
@@ -208,7 +210,7 @@ def _stored_size(path):
 
 def _rgb_pixels(path, size, fit):
     """An image file as uint8 RGB of shape `(3, height, width)`, brought to `size` as `fit` says."""
-    with _opened(path) as image:
+    with _opened(path) as image, _LARGE if image.width * image.height > 2**26 else contextlib.nullcontext():
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip rather than scale
             image = Image.fromarray((np.asarray(image).astype("uint32") >> 8).clip(0, 255).astype("uint8"))

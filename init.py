@@ -143,9 +143,11 @@ def main():
     )
 
     # Say how well it did, and save everything.
-    text = report(scores, test.labels, predicted, class_names, folder)
-    model.save(folder / "embedding_model.keras")
-    np.savez(folder / "references.npz", embeddings=references, labels=train.labels, class_names=class_names)
+    text = report(scores, test.labels, predicted, class_names, folder, checkpoints.stopped)
+    with run_folder.whole(folder / "embedding_model.keras") as path:
+        model.save(path)
+    with run_folder.whole(folder / "references.npz") as path:
+        np.savez(path, embeddings=references, labels=train.labels, class_names=class_names)
     print("Drawing the figures ...")
     _, voters = nearest_neighbours.nearest(references, queries, NEIGHBOURS)
     figures.training_curves(history.columns(), folder / "training_curves.png")
@@ -208,7 +210,7 @@ def learning_rate(steps):
     )
 
 
-def report(scores, labels, predicted, class_names, folder):
+def report(scores, labels, predicted, class_names, folder, stopped):
     """Prints the scores, writes them into RUN_FOLDER as JSON, and returns what it printed."""
     columns = list(scores["after training"])
     lines = [" " * 16 + "".join(f"{column:>11}" for column in columns)]
@@ -220,7 +222,8 @@ def report(scores, labels, predicted, class_names, folder):
     per_class = [dict(zip(names, map(float, values), strict=True)) for values in zip(*measures, strict=True)]
     everything = {**scores, "classes after training": dict(zip(class_names, per_class, strict=True))}
     run_folder.write_whole(folder / "report.json", json.dumps(everything, indent=4) + "\n")
-    text = f"Test images, by the vote of {NEIGHBOURS} neighbours among the training images\n\n" + "\n".join(lines)
+    text = "Training stopped early, no longer finite: the best epoch's weights. Lower LEARNING_RATE.\n\n" * stopped
+    text += f"Test images, by the vote of {NEIGHBOURS} neighbours among the training images\n\n" + "\n".join(lines)
     text += "\n\nAfter training, for each class\n\n" + classification_report(labels, predicted, **layout, digits=4)
     print(f"\n{text}")
     return text

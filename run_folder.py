@@ -7,7 +7,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from command_line import InputError
+from command_line import DATASET_CLASSES, InputError
 
 # Constants that may change between two commands of one run.
 FREE = ("RUN_FOLDER", "START_AFRESH", "CHECKPOINT_MINUTES")
@@ -25,6 +25,7 @@ FILES = (
     "controls.json",
     "constants.json",
 )
+RESULTS = ("embedding_model.keras", "references.npz")  # what cannot be made again without training
 SOURCES = "begun with"  # beside the constants in constants.json
 AFRESH = "name another with --run-folder, or begin it again with --start-afresh True"
 _locks = {}  # files that stay open as long as the process lives, by folder
@@ -61,7 +62,12 @@ def finished_report(folder, constants):
     if differing:
         named = "; ".join(f"{name} {begun.get(name)!r} there, {constants.get(name)!r} now" for name in differing)
         raise InputError(f"`RUN_FOLDER` {str(folder)!r} holds a run begun with other constants ({named}); {AFRESH}.")
-    return report
+    gone = [name for name in RESULTS if not (folder / name).exists()]
+    if report and gone and not checkpoints(folder):
+        raise InputError(
+            f"`RUN_FOLDER` {str(folder)!r} holds a finished run whose {', '.join(gone)} has been removed; {AFRESH}."
+        )
+    return "" if gone else report
 
 
 def begin(folder, constants, afresh, sources):
@@ -86,7 +92,7 @@ def begin(folder, constants, afresh, sources):
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(folder)
         _lock(folder)
-        for left in folder.glob(".*.part"):  # by a process that was killed while it wrote
+        for left in folder.glob(".part.*"):  # by a process that was killed while it wrote
             left.unlink()
         if afresh and not _goes_on(folder, constants, sources):
             remove_checkpoints(folder)
@@ -124,19 +130,25 @@ def _stored(folder):
 def _differing(begun, constants, free):
     """Names of the constants that are not those of a run, those aside that are free to change."""
     names = {*begun, *constants} - {*free, SOURCES}
-    return sorted(name for name in names if begun.get(name) != constants.get(name))
+    return sorted(name for name in names if not _same(name, begun.get(name), constants.get(name)))
+
+
+def _same(name, first, second):
+    """Whether two values of a constant are equal, or paths of the same images."""
+    paths = name == "DATASET" and isinstance(first, str) and not {first, second} & set(DATASET_CLASSES)
+    return first == second or (paths and os.path.realpath(first) == os.path.realpath(second))
 
 
 def _changed(begun, sources):
     """Names of the sources that are not those of a run."""
-    before = begun.get(SOURCES, {})
+    before = begun.get(SOURCES) or {}
     return [name for name, value in sources.items() if before.get(name, value) != value]
 
 
 def _refuse_foreign(folder):
     """Raises InputError for a folder without a run whose files a run would replace, or take for its own."""
     if not (folder / "constants.json").exists():
-        foreign = [name for name in FILES if (folder / name).exists()]
+        foreign = [name for name in FILES if (folder / name).exists()] + [path.name for path in checkpoints(folder)]
         if foreign:
             raise InputError(
                 f"`RUN_FOLDER` must be new, empty or of an earlier run. Received: {str(folder)!r}, with no run in it "
@@ -178,14 +190,13 @@ def remove_checkpoints(folder, kept=0, newest=None):
 
 
 @contextlib.contextmanager
-def written_whole(path):
-    """Opens a binary file to write that gets its name only when it is whole and on the disk."""
+def whole(path):
+    """Gives a path to write at, beside `path`, whose name the file gets only when it is whole and on the disk."""
     path = Path(path)
-    beside = path.with_name(f".{path.name}.part")
+    beside = path.with_name(f".part.{path.name}")
     try:
-        with open(beside, "wb") as file:
-            yield file
-            file.flush()
+        yield beside
+        with open(beside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
         if os.name == "posix":  # the rename itself, too
@@ -197,6 +208,13 @@ def written_whole(path):
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def written_whole(path):
+    """Opens a binary file to write that gets its name only when it is whole and on the disk."""
+    with whole(path) as beside, open(beside, "wb") as file:
+        yield file
 
 
 def write_whole(path, text):

@@ -112,9 +112,10 @@ class Checkpoints(keras.callbacks.Callback):
             with written_whole(path) as file:
                 np.savez(file, progress=np.array(json.dumps(progress)), **arrays)
         except OSError as error:
+            left = "The checkpoint before it is whole: the same command goes on from there."
             raise InputError(
-                f"`RUN_FOLDER` must have room for checkpoints, and stay writable. Received: {error}. The "
-                "checkpoint before it is whole: the same command goes on from there."
+                f"`RUN_FOLDER` must have room for checkpoints, and stay writable. Received: {error}. "
+                + (left if checkpoints(self.folder) else "There is no checkpoint before it.")
             ) from error
         remove_checkpoints(self.folder, kept=2, newest=path)
         return True
@@ -217,7 +218,7 @@ class _UntilClosed:
     def _silent(self):
         try:
             yield
-        except BrokenPipeError:
+        except OSError:  # a pipe, a terminal or a disk at its other end
             if not self.checkpoints.interrupted_by:
                 self.checkpoints.interrupted_by = 13  # SIGPIPE, also on systems that have no such name
 

@@ -37,7 +37,7 @@ CASES = {
     "UNREADABLE_IMAGES": (["ignore", ""], ["stop", "skip"], ["stop", "skip"]),
     "AUGMENT": (["flip", "shift flip"], ["none", "shift", "shift_flip"], ["none", "shift", "shift_flip"]),
     "BACKBONE": (["", "ResNet-50", "ConvNeXtTiny"], ["VGG16", "MobileNetV2"], ["keras.applications", "InceptionV3"]),
-    "WEIGHTS": (["", str(FOLDER), "x" * 300], ["imagenet", "none", __file__], ["imagenet", "none", "file"]),
+    "WEIGHTS": (["", str(FOLDER), "x" * 300, __file__], ["imagenet", "none"], ["imagenet", "none", "file"]),
     "FROZEN_LAYERS": (["-1", "1.5", "all"], ["0", "175"], ["whole number", "0"]),
     "EMBEDDING_SIZE": (["1", "0", "1e2"], ["2", "4096"], ["whole number", "2"]),
     "TRIPLET_LOSS": (["batch", "contrastive"], ["in_batch", "merge"], ["in_batch", "merge"]),
@@ -213,7 +213,7 @@ def test_a_run_inside_the_images_and_half_a_split_are_refused(tmp_path):
 def test_the_model_that_a_run_replaces_is_refused_as_its_weights(tmp_path):
     """Begun afresh and interrupted, the run could not be gone on with."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "embedding_model.keras").touch()
+    (tmp_path / "run" / "embedding_model.keras").write_bytes(b"PK\x03\x04")
     given = ("--weights", "run/../run/embedding_model.keras")
     with pytest.raises(InputError, match="`WEIGHTS` must not be the model that the run replaces"):
         read(*given)
@@ -221,8 +221,8 @@ def test_the_model_that_a_run_replaces_is_refused_as_its_weights(tmp_path):
 
 
 ENDS = {
-    "raise OSError(errno.EIO, 'the disk is broken')": "`RUN_FOLDER` and `DATASET` must be on disks that work.*broken",
-    "raise OSError(errno.ENOSPC, 'no room')": "`RUN_FOLDER` and `DATASET` must be .* with room left.*no room",
+    "raise OSError(errno.EIO, 'the disk is broken')": "`RUN_FOLDER`, `DATASET` and .* must work.*the disk is broken",
+    "raise OSError(errno.ENOSPC, 'no room')": "`RUN_FOLDER`, `DATASET` and .* with room left.*no room",
 }
 
 
@@ -232,6 +232,30 @@ def test_a_disk_that_fails_is_told_in_one_line(failure, message):
     done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert re.search(message, done.stderr)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="another shell")
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 2)])
+def test_a_closed_stream_is_no_failure(closed, code, tmp_path):
+    (tmp_path / "code.py").write_text(
+        "import command_line, sys\n"
+        "def main():\n    print('nobody reads this')\n"
+        "    if sys.argv[1] == '2': raise command_line.InputError('nor this')\n"
+        "command_line.run(main)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER)}
+    done = subprocess.run(f"{sys.executable} code.py {code} {closed}", shell=True, cwd=tmp_path, env=environment)
+    assert done.returncode == code
+
+
+@pytest.mark.parametrize(("beginning", "expected"), [(b"\x89HDF\r\n\x1a\n", True), (b"PK\x03\x04", True), (b"", False)])
+def test_a_weights_file_begins_as_one(beginning, expected, tmp_path):
+    (tmp_path / "weights").write_bytes(beginning + b"and more")
+    if expected:
+        assert read("--weights", "weights")["WEIGHTS"] == "weights"
+    else:
+        with pytest.raises(InputError, match="`WEIGHTS` must be"):
+            read("--weights", "weights")
 
 
 def test_output_that_nobody_reads_any_more_ends_in_one_line():

@@ -212,6 +212,14 @@ def test_a_weights_file_that_does_not_fit_is_refused_by_name(kind, name, tmp_pat
         small_model(weights=str(path))
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = small_model(weights="none", frozen_layers=0)
+    model.set_weights([np.full_like(each, np.nan) for each in model.get_weights()])
+    model.save(tmp_path / "diverged.keras")
+    with pytest.raises(InputError, match="`WEIGHTS` must be a file of finite weights"):
+        small_model(weights=str(tmp_path / "diverged.keras"))
+
+
 def test_a_weights_file_runs_no_code(tmp_path):
     """A `.keras` file may hold a function, which Keras would run if it built the model."""
     ran = str(tmp_path / "ran")

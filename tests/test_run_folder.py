@@ -30,6 +30,8 @@ def test_a_new_folder_has_no_report_and_gets_the_constants(tmp_path):
     assert json.loads((folder / "constants.json").read_text()) == CONSTANTS | {run_folder.SOURCES: SOURCES}
     assert run_folder.finished_report(folder, CONSTANTS) == ""
     (folder / "report.txt").write_text("très bien", encoding="utf-8")
+    for name in run_folder.RESULTS:
+        (folder / name).write_text("")
     assert run_folder.finished_report(folder, CONSTANTS) == "très bien"
 
 
@@ -55,7 +57,7 @@ def test_constants_that_cannot_be_read_are_told(content, tmp_path):
 
 def test_starting_afresh_removes_the_run_and_nothing_else(tmp_path):
     run_folder.begin(tmp_path, CONSTANTS, False, SOURCES)
-    for name in (*run_folder.FILES, "checkpoint-00001-0000002.npz", "notes.txt", ".checkpoint.part"):
+    for name in (*run_folder.FILES, "checkpoint-00001-0000002.npz", "notes.txt", ".part.checkpoint"):
         (tmp_path / name).write_text("old")
     run_folder._locks.popitem()[1].close()
     run_folder.begin(tmp_path, CONSTANTS | {"EPOCHS": 9}, True, SOURCES)
@@ -78,7 +80,7 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
     assert in_another_process(code) == "begun"
 
 
-@pytest.mark.parametrize("name", ["report.txt", "embedding_model.keras"])
+@pytest.mark.parametrize("name", ["report.txt", "embedding_model.keras", "checkpoint-00001-0000002.npz"])
 def test_files_that_no_run_has_left_are_neither_replaced_nor_shown(name, tmp_path):
     (tmp_path / name).write_text("of somebody else")
     for attempt in (
@@ -114,6 +116,44 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
     with pytest.raises(InputError, match="`RUN_FOLDER` must stay a folder that can be written"):
         run_folder.write_whole(tmp_path / "removed" / "file", "first")
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_others_write_by_its_path_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a power cut after the end of a run leaves an empty model beside a whole report."""
+    path, steps = tmp_path / "model.keras", []
+    monkeypatch.setattr(os, "fsync", lambda file: steps.append((os.fstat(file).st_size, path.exists())))
+    with run_folder.whole(path) as beside:
+        assert beside.suffix == ".keras"
+        beside.write_bytes(b"model")
+    assert steps[0] == (5, False)
+    assert path.read_bytes() == b"model"
+    with pytest.raises(OSError, match="full"), run_folder.whole(path) as beside:
+        beside.write_bytes(b"mo")
+        raise OSError("full")
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("model.keras", b"model")]
+
+
+def test_a_finished_run_without_its_model_is_not_shown_as_finished(tmp_path):
+    run_folder.begin(tmp_path, CONSTANTS, False, SOURCES)
+    (tmp_path / "report.txt").write_text("done")
+    (tmp_path / "references.npz").write_text("")
+    with pytest.raises(InputError, match=r"a finished run whose embedding_model\.keras has been removed; name another"):
+        run_folder.finished_report(tmp_path, CONSTANTS)
+    (tmp_path / "checkpoint-00003-0000000.npz").write_text("")  # from which it is made again
+    assert run_folder.finished_report(tmp_path, CONSTANTS) == ""
+
+
+def test_another_path_of_the_same_images_is_no_other_constant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_folder.begin(tmp_path / "run", CONSTANTS | {"DATASET": "pictures"}, False, SOURCES)
+    for same in ("pictures/", "./pictures", str(tmp_path / "pictures")):
+        assert run_folder.finished_report(tmp_path / "run", CONSTANTS | {"DATASET": same}) == ""
+    for other in ("others", "digits", "./digits"):
+        with pytest.raises(InputError, match="DATASET 'pictures' there"):
+            run_folder.finished_report(tmp_path / "run", CONSTANTS | {"DATASET": other})
+    run_folder.begin(tmp_path / "other", CONSTANTS | {"DATASET": "digits"}, False, SOURCES)
+    with pytest.raises(InputError, match=r"DATASET 'digits' there, '\./digits' now"):
+        run_folder.finished_report(tmp_path / "other", CONSTANTS | {"DATASET": "./digits"})
 
 
 def test_what_was_computed_once_is_remembered(tmp_path):
@@ -167,6 +207,8 @@ def test_a_run_does_not_go_on_with_other_sources_or_after_another_process_has_fi
     with pytest.raises(InputError, match="EPOCHS 3 there, 5 now"):
         begin_again(tmp_path, CONSTANTS | {"EPOCHS": 5})
     run_folder.finish(tmp_path, "done")
+    for name in run_folder.RESULTS:
+        (tmp_path / name).write_text("")
     with pytest.raises(InputError, match="has just finished"):
         begin_again(tmp_path, CONSTANTS)
     assert json.loads((tmp_path / "constants.json").read_text()) == CONSTANTS | {run_folder.SOURCES: SOURCES}

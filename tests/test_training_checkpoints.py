@@ -1,6 +1,8 @@
 """Training that is killed at any batch and goes on ends where it would have ended, bit for bit."""
 
+import errno
 import functools
+import io
 import os
 import signal
 import sys
@@ -222,6 +224,19 @@ def test_output_that_nobody_reads_ends_training_with_a_checkpoint(uninterrupted,
     assert_same(train(tmp_path, minutes=NEVER), uninterrupted)
 
 
+def test_output_to_a_terminal_that_is_gone_ends_training_with_a_checkpoint(uninterrupted, tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Gone())
+        with pytest.raises(Interrupted) as told:
+            train(tmp_path, 3, minutes=NEVER, action=lambda: sys.stdout.write("a progress bar"))
+    assert told.value.args == (13, True)
+    assert_same(train(tmp_path, minutes=NEVER), uninterrupted)
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(uninterrupted, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         train(tmp_path, 4)
@@ -238,6 +253,12 @@ def test_a_full_disk_leaves_the_checkpoint_before(uninterrupted, tmp_path, monke
     assert [path.name for path in stored(tmp_path)] == kept
     assert not list(tmp_path.glob(".*.part"))
     assert_same(train(tmp_path), uninterrupted)
+
+
+def test_a_disk_that_is_full_from_the_start_is_not_said_to_have_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match="There is no checkpoint before it"):
+        train(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_never_stored(tmp_path):
