@@ -2,7 +2,7 @@
 
     python benchmarks/checkpoints.py                     a quarter of an hour on two CPU cores
 
-Trains ResNet50, with Adam's state 378 MB a checkpoint, on scikit-learn's digits, and times the real script's `fit`
+Trains ResNet50, with Adam's state 382 MB a checkpoint, on scikit-learn's digits, and times the real script's `fit`
 and, inside it, each checkpoint: from the check for finite variables to the file that is flushed to the disk. Other
 options go on to init.py.
 """
