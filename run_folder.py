@@ -25,7 +25,7 @@ FILES = (
     "controls.json",
     "constants.json",
 )
-RESULTS = ("embedding_model.keras", "references.npz")  # what cannot be made again without training
+RESULTS = ("embedding_model.keras", "references.npz")  # without which a run is not finished
 SOURCES = "begun with"  # beside the constants in constants.json
 AFRESH = "name another with --run-folder, or begin it again with --start-afresh True"
 _locks = {}  # files that stay open as long as the process lives, by folder
@@ -43,7 +43,8 @@ def finished_report(folder, constants):
 
     Raises:
         InputError: if the folder cannot be written, holds files that a run would replace and no run, another process
-            runs in it, or it holds a run, finished or not, with other constants; it names those that differ.
+            runs in it, it holds a run, finished or not, with other constants (it names those that differ), or a
+            finished one without its model and references, and no checkpoint to make them from.
     """
     folder = Path(folder)
     try:

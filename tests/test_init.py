@@ -240,6 +240,16 @@ def test_a_machine_without_channels_first_convolutions_is_told_before_anything_i
         init.say_where_it_runs()
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_report_says_when_training_stopped_early(stopped, tmp_path):
+    import init
+
+    scores = {"after training": {"accuracy": 0.5, "MAP@R": 0.25}}
+    text = init.report(scores, np.array([0, 1]), np.array([0, 0]), ["a", "b"], tmp_path, stopped)
+    assert text.startswith("Training stopped early") == stopped
+    assert "after training       0.5000     0.2500" in text
+
+
 def test_too_many_neighbours_for_the_images_are_refused(tmp_path):
     write_images(tmp_path / "pictures", 6)
     done = run_script("--dataset", "pictures", *SMALL, "--neighbours", 50, cwd=tmp_path)
