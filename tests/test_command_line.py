@@ -23,7 +23,7 @@ LINES = re.findall(r"^([A-Z_]+) = (.*?)(?:  # (.+))?$", TEXT[: TEXT.index("\ndef
 CONSTANTS = {name: ast.literal_eval(value) for name, value, _ in LINES}
 WRONG_TYPES = {
     int: [None, True, "one", 2.0, [2]],
-    float: [None, True, "half", [1]],
+    float: [None, True, "half", [1], 10**400],
     str: [None, True, 3, b"none"],
     bool: [None, 1, "on"],
 }
@@ -53,7 +53,7 @@ CASES = {
     "SEED": (["-1", str(2**31), "0.5"], ["0", str(2**31 - 1)], ["from 0", "2**31"]),
     "CHECKPOINT_MINUTES": (["0", "-5", "inf", "soon"], ["0.1", "60"], ["above 0"]),
     "START_AFRESH": (["yes", "1", ""], ["True", "false"], ["True", "False"]),
-    "RUN_FOLDER": (["", "  "], ["runs/second", "my run"], ["folder"]),
+    "RUN_FOLDER": (["", "  ", "a\0b"], ["runs/second", "my run"], ["folder"]),
 }
 
 

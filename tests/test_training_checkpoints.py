@@ -256,7 +256,10 @@ def test_a_full_disk_leaves_the_checkpoint_before(uninterrupted, tmp_path, monke
 
 
 def test_a_disk_that_is_full_from_the_start_is_not_said_to_have_a_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="There is no checkpoint before it"):
         train(tmp_path)
 
