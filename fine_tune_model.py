@@ -1,51 +1,53 @@
-"""The embedding network: a backbone of `keras.applications`, partly frozen, with an embedding head."""
+"""The embedding network: a pre-trained backbone, partly frozen, with an embedding head."""
 
 import math
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 from keras import layers
 
-from command_line import NO_DOWNLOAD, InputError
-from keras_settings import cache_folder
+from pipeline import downloads
+from pipeline.errors import InputError
 
-MOMENTUM = 0.9  # of batch normalisations that train: the share of their running statistics kept in each step
+MOMENTUM = 0.9  # of batch normalisations that train: the fraction of their moving statistics that each step keeps
 
 
 def fine_tuned_models(
-    input_shape,
-    image_size=224,
-    fit="scale",
-    backbone="ResNet50",
-    weights="imagenet",
-    frozen_layers=15,
-    embedding_size=128,
-):
+    input_shape: tuple[int, int, int],
+    image_size: int = 224,
+    fit: str = "scale",
+    backbone: str = "ResNet50",
+    weights: str = "imagenet",
+    frozen_layers: int = 15,
+    embedding_size: int = 128,
+) -> keras.Model:
     """Builds the network that turns raw images into embeddings.
 
     Resizing, the backbone's own preprocessing, the backbone without its classifier, global average pooling and the
-    embedding head are one model, made of Keras' own layers: it can be saved as one file and loaded with
-    `keras.saving.load_model(path)` alone. It follows `keras.config.image_data_format()`. Under a mixed precision
-    policy the backbone computes in 16 bits, and everything around it in float32.
+    embedding head are one model of Keras' own layers: it is saved as one file, which `keras.saving.load_model(path)`
+    loads without this project. It follows `keras.config.image_data_format()`. Under a mixed precision policy the
+    backbone computes in 16 bits, everything around it in float32.
 
-    The head is a batch normalisation, a dense layer and the scaling to length 1. What a backbone ends in is mostly
-    positive and much the same for every image, so that without the batch normalisation all embeddings begin near one
-    point, where a triplet loss stays at its margin for long.
+    The head is a batch normalisation, a dense layer and the scaling to unit length. A backbone's features are positive
+    and similar for all images: without the batch normalisation, all embeddings start near one point, where the triplet
+    loss stays at its margin for long.
 
-    With pre-trained weights the backbone's batch normalisations keep the statistics that they came with
-    (`trainable = False`): those of small or class-balanced batches would be worse. With random weights they train.
-    Those that train, the head's among them, have a momentum of 0.9: Keras' 0.99 takes hundreds of steps to forget the
-    first statistics, and predictions are wrong for so long.
+    With pre-trained weights the backbone's batch normalisations keep their statistics (`trainable = False`), since
+    those of small or class-balanced batches would be worse. With random weights they train. Those that train, the
+    head's included, have a momentum of 0.9: with Keras' 0.99, predictions would use outdated statistics for hundreds of
+    steps.
 
     Args:
         input_shape: shape of one stored image, `(3, height, width)` in channels_first.
         image_size: int, height and width in pixels that the backbone is given.
-        fit: `"scale"`, stretched to the square, or `"pad"`, centred on black and made smaller only where too large.
-        backbone: str, the name of a constructor in `keras.applications`.
-        weights: `"imagenet"`, `"none"` (random), or the path of a weights file of the backbone or of this model.
+        fit: `"scale"` stretches images to the square; `"pad"` shrinks those that are too large and centres them on
+            black.
+        backbone: `"SmallConvNet"`, or the name of a constructor in `keras.applications`.
+        weights: `"imagenet"`, `"none"` (random), or the path of a weights file of the backbone or of the whole model.
         frozen_layers: int, how many of the backbone's first layers do not train.
         embedding_size: int, length of an embedding.
 
@@ -53,8 +55,8 @@ def fine_tuned_models(
         `keras.Model` from uint8 images `(batch, *input_shape)` to unit vectors `(batch, embedding_size)`, float32.
 
     Raises:
-        InputError: if the backbone is unknown, `image_size` too small for it, `frozen_layers` above its depth, or
-            the weights cannot be downloaded or are another network's.
+        InputError: if the backbone is unknown, `image_size` is too small for it, `frozen_layers` exceeds its depth, or
+            the weights cannot be downloaded or belong to another network.
     """
     network = _backbone(backbone, image_size, pre_trained=weights == "imagenet")
     if frozen_layers > len(network.layers):
@@ -85,12 +87,31 @@ def fine_tuned_models(
     return model
 
 
-def triplet_model(embedding_model):
+def small_conv_net(input_shape: tuple[int, int, int]) -> keras.Model:
+    """SmallConvNet: five 3×3 convolutions, for small images (8 to 64 pixels) and training from random weights.
+
+    Args:
+        input_shape: `(3, height, width)` in channels_first, height and width at least 8.
+
+    Returns:
+        `keras.Model` from images to features `(batch, 128, height // 4, width // 4)` in channels_first.
+    """
+    channel_axis = 1 if keras.config.image_data_format() == "channels_first" else -1
+    images = features = keras.Input(input_shape)
+    for channels, pooled in ((32, False), (64, True), (64, False), (128, True), (128, False)):
+        features = layers.Conv2D(channels, 3, padding="same", use_bias=False)(features)
+        features = layers.BatchNormalization(axis=channel_axis)(features)
+        features = layers.ReLU()(features)
+        if pooled:
+            features = layers.MaxPooling2D()(features)
+    return keras.Model(images, features, name="small_conv_net")
+
+
+def triplet_model(embedding_model: keras.Model) -> keras.Model:
     """Builds the merge model: one network for the anchors, positives and negatives.
 
-    The three branches run as one batch of 3B images, not as three passes. That takes about half the time, and batch
-    normalisation sees one batch with the statistics of all three branches, where three passes would normalise each
-    branch by itself.
+    The three branches run as one batch of 3B images, in about half the time of three passes. Batch normalisation uses
+    the statistics of all three branches together; three passes would normalise each branch by itself.
 
     Args:
         embedding_model: `keras.Model` from images to embeddings.
@@ -107,22 +128,30 @@ def triplet_model(embedding_model):
     return keras.Model(triplets, merged, name="triplet_model")
 
 
-def data_generator(images, labels, batch_size, image_size=224, fit="scale", backbone="ResNet50", seed=0):
-    """Generates resized and preprocessed batches without end, for networks that do not resize by themselves.
+def data_generator(
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    image_size: int = 224,
+    fit: str = "scale",
+    backbone: str = "ResNet50",
+    seed: int = 0,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Generates resized and preprocessed batches endlessly, for networks that do not resize images themselves.
 
-    The model of `fine_tuned_models` does this on the device, from far smaller uint8 batches.
+    The model of `fine_tuned_models` needs no such generator: it resizes on the device, from far smaller uint8 batches.
 
     Args:
         images: uint8, shape `(n, 3, height, width)`, or `(n, height, width, 3)` under channels_last.
         labels: shape `(n,)` or `(n, ...)`.
-        batch_size: int; the last batch of each pass may be smaller.
+        batch_size: int; the last batch of each epoch may be smaller.
         image_size: int, height and width of the generated images, in pixels.
         fit: `"scale"` or `"pad"`, as in `fine_tuned_models`.
         backbone: str, whose preprocessing is applied.
-        seed: int, of the order, which is new in each pass.
+        seed: int, of the order, which differs from epoch to epoch.
 
     Yields:
-        Tuples of float32 images `(batch, 3, image_size, image_size)` and their labels, every image once a pass.
+        Tuples of float32 images `(batch, 3, image_size, image_size)` and their labels, every image once an epoch.
 
     Raises:
         ValueError: if there are no images, or not one label for each.
@@ -142,13 +171,13 @@ def data_generator(images, labels, batch_size, image_size=224, fit="scale", back
 
 
 def _resized_and_preprocessed(images, image_size, fit, backbone):
-    """Symbolic uint8 images as the float32 input of a backbone, in layers and operations that Keras can save."""
+    """Symbolic uint8 images as the float32 input of a backbone, by layers and operations that Keras can save."""
     data_format = keras.config.image_data_format()
-    images = keras.ops.cast(images, "float32")  # before resizing, which rounds integers on some backends
+    images = keras.ops.cast(images, "float32")  # before resizing: some backends round integers
     height, width = images.shape[2:] if data_format == "channels_first" else images.shape[1:3]
     if fit == "scale" or max(height, width) > image_size:
-        # Not the layer `Resizing`: with it in a model, `model(images)` would run all layers as in training, and move
-        # the batch normalisations' statistics.
+        # Not the layer `Resizing`: with it, `model(images)` would run all layers in training mode, and change the
+        # statistics of batch normalisation.
         images = keras.ops.image.resize(
             images, (image_size, image_size), pad_to_aspect_ratio=fit == "pad", data_format=data_format
         )
@@ -156,21 +185,23 @@ def _resized_and_preprocessed(images, image_size, fit, backbone):
         gaps = (image_size - height, image_size - width)
         padding = tuple((gap // 2, gap - gap // 2) for gap in gaps)
         images = layers.ZeroPadding2D(padding, dtype="float32")(images)
+    if backbone == "SmallConvNet":
+        return images / 127.5 - 1  # from -1 to 1
     return sys.modules[_constructor(backbone).__module__].preprocess_input(images)
 
 
 def _constructor(backbone):
     constructor = getattr(keras.applications, backbone, None)
     if not callable(constructor):
-        names = sorted(name for name in dir(keras.applications) if name[0].isupper())
+        names = ["SmallConvNet", *sorted(name for name in dir(keras.applications) if name[0].isupper())]
         raise InputError(f"`BACKBONE` must be one of {', '.join(names)}. Received: {backbone!r}")
     return constructor
 
 
 def _as_pre_trained(network, backbone):
-    """The network with the layers that Keras adds for ImageNet weights alone, so that files of weights fit either.
+    """The network with the layer that Keras adds only with ImageNet weights, so that one weights file fits both.
 
-    That is in EfficientNetB0 to B7 a scaling by 1 / sqrt(deviation) behind the normalisation, without weights.
+    In EfficientNetB0 to B7 that is a scaling by 1 / sqrt(deviation) after the normalisation, without weights.
     """
     if not re.fullmatch("EfficientNetB[0-7]", backbone):
         return network
@@ -186,31 +217,32 @@ def _as_pre_trained(network, backbone):
 def _backbone(backbone, image_size, pre_trained):
     channels_first = keras.config.image_data_format() == "channels_first"
     shape = (3, image_size, image_size) if channels_first else (image_size, image_size, 3)
+    if backbone == "SmallConvNet":
+        return small_conv_net(shape)
     constructor = _constructor(backbone)
     try:
         network = constructor(include_top=False, weights=None, input_shape=shape)
-    except ValueError as error:  # too small, or the architecture has no channels_first
+    except ValueError as error:  # the images are too small, or the architecture has no channels_first
         raise InputError(f"`BACKBONE` {backbone} cannot be built for `IMAGE_SIZE` {image_size}: {error}") from error
     if not pre_trained:
         return _as_pre_trained(network, backbone)
     try:
         return constructor(include_top=False, weights="imagenet", input_shape=shape)
     except Exception as error:  # Keras raises a bare Exception when a download fails
-        address = re.search(r"https?://\S+[^\s:]", str(error))
-        raise InputError(
-            f"The ImageNet weights of {backbone} could not be loaded ({error}). Put "
-            f"{address.group() if address else 'their file'} by hand into {cache_folder() / 'models'}. " + NO_DOWNLOAD
-        ) from error
+        url = re.search(r"https?://\S+[^\s:]", str(error))
+        address, folder = url.group() if url else "their file", downloads.cache_folder() / "models"
+        place = folder / address.rsplit("/", 1)[-1] if url else folder
+        raise downloads.failed(f"The ImageNet weights of {backbone}", error, address, place) from error
 
 
 def _load_weights(path, network, model):
-    """Loads a weights file that is the backbone's or the whole model's."""
+    """Loads a weights file of the backbone or of the whole model."""
     reasons = []
     for target in (network, model):
         try:
-            with warnings.catch_warnings(action="ignore"):  # of all that a file for the other of the two does not have
+            with warnings.catch_warnings(action="ignore"):  # about layers that the file does not have
                 target.load_weights(path)
             return
-        except Exception as error:  # h5py and Keras raise many kinds for a file that does not fit
+        except Exception as error:  # h5py and Keras raise many types for a file that does not fit
             reasons.append(f"{target.name}: {' '.join(str(error).split())[:200] or type(error).__name__}")
     raise InputError(f"`WEIGHTS` must be a file of this network's weights. Received: {path!r} ({'; '.join(reasons)})")

@@ -1,11 +1,11 @@
-"""Classes predicted from the nearest embeddings, and how good an embedding is for that."""
+"""Nearest-neighbour search, classification by vote, and the scores recall@k and MAP@R."""
 
 import numpy as np
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
 
-def nearest(references, queries, neighbours):
+def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
     """Finds the nearest references of each query by Euclidean distance, exactly.
 
     Args:
@@ -24,8 +24,8 @@ def nearest(references, queries, neighbours):
     return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(references).kneighbors(queries)
 
 
-def vote(distances, labels):
-    """The class that most neighbours have; among classes with as many, the one whose neighbours are nearer in sum.
+def vote(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The class with most neighbours; of classes with equally many, the one with the smallest sum of distances.
 
     Args:
         distances: shape `(n, neighbours)`, nearest first.
@@ -42,7 +42,9 @@ def vote(distances, labels):
     return labels[np.arange(len(labels)), winner]
 
 
-def predict_classes(references, reference_labels, queries, neighbours):
+def predict_classes(
+    references: np.ndarray, reference_labels: np.ndarray, queries: np.ndarray, neighbours: int
+) -> np.ndarray:
     """Predicts each query's class by the vote of its nearest references.
 
     Args:
@@ -58,8 +60,14 @@ def predict_classes(references, reference_labels, queries, neighbours):
     return vote(distances, reference_labels[indices])
 
 
-def evaluate(references, reference_labels, queries, query_labels, neighbours):
-    """Measures how well nearest references tell the queries' classes.
+def evaluate(
+    references: np.ndarray,
+    reference_labels: np.ndarray,
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    neighbours: int,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Predicts the queries' classes from their nearest references, and measures how well that works.
 
     Args:
         references: floats, shape `(n_references, embedding_size)`.
@@ -69,9 +77,12 @@ def evaluate(references, reference_labels, queries, query_labels, neighbours):
         neighbours: int, how many references vote.
 
     Returns:
-        Tuple of the predicted classes `(n_queries,)` and a dict of fractions: `accuracy`; `recall@1`, `recall@5` and
-        `recall@10`, the share of queries with one of their class among so many nearest; and `MAP@R` (see
-        `mean_average_precision_at_r`).
+        Tuple of the predicted classes `(n_queries,)` and a dict of scores from 0 to 1: `accuracy`; `recall@1`,
+        `recall@5` and `recall@10`, the fraction of queries with a reference of their class among the 1, 5 or 10
+        nearest; and `MAP@R` (see `mean_average_precision_at_r`).
+
+    Raises:
+        ValueError: if `neighbours` is below 1 or above the number of references.
     """
     distances, indices = nearest(references, queries, max(neighbours, min(10, len(references))))
     labels = reference_labels[indices]
@@ -83,12 +94,14 @@ def evaluate(references, reference_labels, queries, query_labels, neighbours):
     return predicted, scores
 
 
-def mean_average_precision_at_r(references, reference_labels, queries, query_labels):
+def mean_average_precision_at_r(
+    references: np.ndarray, reference_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray
+) -> float:
     """MAP@R of Musgrave et al. 2020 ("A Metric Learning Reality Check", section 3.2).
 
-    With R the number of references of a query's class, a query's score is the mean over its R nearest references of
-    the precision up to each one that is of its class, 0 for the others; the result is the mean over queries.
-    Queries of a class without references are left out, and it is 0 if that leaves none.
+    R is the number of references of a query's class. A query's score is the sum, over those of its R nearest references
+    that have its class, of the precision at their rank, divided by R. The result is the mean over the queries. Queries
+    of a class without references are not counted; without any other query it is 0.
 
     Args:
         references, reference_labels, queries, query_labels: as in `evaluate`.

@@ -1,16 +1,21 @@
-"""Batches for training: P classes × K images, or triplets; shifted and mirrored; the same for the same seed."""
+"""Batches for training: P classes × K images, or triplets; shifted and mirrored; reproducible from the seed."""
 
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
 
+from pipeline.data.splits import Images, at_most
+
+Plan = Callable[[np.random.Generator], list[np.ndarray]]
+
 
 class Batches(keras.utils.PyDataset):
-    """Batches of images for `fit` and `predict`, cut from memory as a plan of indices says.
+    """Batches of images for `fit` and `predict`, taken from memory by a plan of indices.
 
     The plan and the augmentation of an epoch depend on the seed and the epoch's number alone, so that a run can be
-    repeated, or continued in any epoch. Call `start_epoch` before each one, and `fit` with `shuffle=False`.
+    repeated, or resumed in any epoch. Call `start_epoch` before each one, and `fit` with `shuffle=False`.
 
     Args:
         data: `Images`.
@@ -21,15 +26,15 @@ class Batches(keras.utils.PyDataset):
             `"shift_flip"`, which also mirrors half of the images left to right.
     """
 
-    def __init__(self, data, plan, seed=0, augment="none"):
-        # With one worker Keras leaves tf.data's autotuning on, for whose thread `fit` and `predict` wait at their end
-        # while it sleeps, up to a minute; with two, Keras trains PyTorch on batches of the epoch before.
+    def __init__(self, data: Images, plan: Plan, seed: int = 0, augment: str = "none"):
+        # With one worker Keras leaves tf.data's autotuning on, and `fit` and `predict` wait up to a minute for its
+        # sleeping thread; with two workers, Keras trains PyTorch on batches of the previous epoch.
         super().__init__(workers=2 if keras.backend.backend() == "tensorflow" else 1)
         self.data, self.plan, self.seed, self.augment = data, plan, seed, augment
         self.start_epoch(0)
 
-    def start_epoch(self, epoch, first_batch=0):
-        """Makes the plan of an epoch, or of what is left of it from a batch on, both counted from 0."""
+    def start_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Plans an epoch, or the rest of it from a batch on; both are counted from 0."""
         self.epoch, self.first_batch = epoch, first_batch
         self.batches = self.plan(np.random.default_rng((self.seed, 2, epoch)))[first_batch:]
 
@@ -48,18 +53,53 @@ class Batches(keras.utils.PyDataset):
         return images, labels if labels.ndim == 1 else labels[:, 0]
 
 
-def in_order(count, batch_size):
+def training_batches(
+    train: Images,
+    class_names: list[str],
+    triplet_loss: str,
+    classes_per_batch: int,
+    images_per_class: int,
+    seed: int,
+    augment: str,
+) -> Batches:
+    """Batches for one of the two losses; prints where the images limit the batches.
+
+    Args:
+        train: `Images`.
+        class_names: names of the classes.
+        triplet_loss: `"in_batch"`, batches of P classes and K images of each; or `"merge"`, random triplets, as many as
+            P * K images give.
+        classes_per_batch: int, P; of fewer classes each batch has all.
+        images_per_class: int, K.
+        seed: int.
+        augment: as in `Batches`.
+    """
+    if triplet_loss == "merge":
+        plan = random_triplets(train.labels, classes_per_batch * images_per_class // 3)
+        return Batches(train, plan, seed, augment)
+    classes = at_most("CLASSES_PER_BATCH", classes_per_batch, len(class_names), "the number of classes")
+    counts = np.bincount(train.labels, minlength=len(class_names))
+    small = [f"{name} ({count})" for name, count in zip(class_names, counts, strict=True) if count < images_per_class]
+    if small:
+        print(
+            f"Classes with fewer than IMAGES_PER_CLASS = {images_per_class} training images, which are repeated within "
+            f"a batch: {', '.join(small[:20])}{' ...' * (len(small) > 20)}"
+        )
+    return Batches(train, classes_and_images(train.labels, classes, images_per_class), seed, augment)
+
+
+def in_order(count: int, batch_size: int) -> Plan:
     """A plan for `Batches`: all of `count` images, in order."""
     return lambda generator: [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 
-def classes_and_images(labels, classes_per_batch, images_per_class):
+def classes_and_images(labels: np.ndarray, classes_per_batch: int, images_per_class: int) -> Plan:
     """A plan for `Batches`: every batch has P classes and K images of each (Hermans et al. 2017, section 2).
 
-    Every image is in at least one batch of an epoch, and as few as possible are in more: a class's images are dealt
-    out in groups of K, of which each batch takes those of the classes with most groups left. A last group short of K
-    is filled with other images of its class, repeated where the class has fewer than K; the last batches, short of
-    P classes, with groups of classes that are finished. All batches have the same shape.
+    Every image is in at least one batch of an epoch, and as few as possible are in more. The images of each class are
+    divided into groups of K; a batch takes one group of each of the P classes with most groups left. A last group with
+    fewer than K images is filled with other images of its class, repeated if the class has fewer than K. A last batch
+    with fewer than P classes is filled with groups of other classes. All batches have the same shape.
 
     Args:
         labels: integers, shape `(n,)`.
@@ -75,9 +115,9 @@ def classes_and_images(labels, classes_per_batch, images_per_class):
         shuffled = generator.permutation(members)
         missing = -len(shuffled) % images_per_class
         last = len(shuffled) - (images_per_class - missing) if missing else len(shuffled)
-        others = generator.permutation(shuffled[:last])  # of the class, and not in the short group
-        filling = np.resize(others if len(others) else shuffled, missing)
-        return list(np.concatenate([shuffled, filling]).reshape(-1, images_per_class))
+        others = generator.permutation(shuffled[:last])  # of this class, and not in the last group
+        fillers = np.resize(others if len(others) else shuffled, missing)
+        return list(np.concatenate([shuffled, fillers]).reshape(-1, images_per_class))
 
     def plan(generator):
         groups = [groups_of(members, generator) for members in members_of]
@@ -95,10 +135,10 @@ def classes_and_images(labels, classes_per_batch, images_per_class):
     return plan
 
 
-def random_triplets(labels, triplets_per_batch):
-    """A plan for `Batches`: every image once as the anchor, with a random positive and a random negative.
+def random_triplets(labels: np.ndarray, triplets_per_batch: int) -> Plan:
+    """A plan for `Batches`: every image is the anchor once, with a random positive and a random negative.
 
-    Images that are alone in their class have no positive and are no anchors.
+    The only image of a class has no positive, and is no anchor.
 
     Args:
         labels: integers, shape `(n,)`, of at least two classes.
@@ -115,8 +155,8 @@ def random_triplets(labels, triplets_per_batch):
 
     def plan(generator):
         anchor = generator.permutation(places)
-        others = generator.integers(1, size[anchor])  # steps to another image of the class, around the end
-        positive = start[anchor] + (anchor - start[anchor] + others) % size[anchor]
+        steps = generator.integers(1, size[anchor])  # to another image of the class; after the last comes the first
+        positive = start[anchor] + (anchor - start[anchor] + steps) % size[anchor]
         negative = generator.integers(0, len(by_class) - size[anchor])  # among the images of other classes
         negative = negative + np.where(negative >= start[anchor], size[anchor], 0)
         triplets = by_class[np.stack([anchor, positive, negative], axis=1)]  # shape (n, 3)
@@ -126,7 +166,7 @@ def random_triplets(labels, triplets_per_batch):
 
 
 def _augmented(images, flip, generator):
-    """Shifts images at random, and mirrors half of them if asked; shape and dtype stay."""
+    """Shifts images at random, and mirrors half of them if `flip`; keeps shape and dtype."""
     count, _, height, width = images.shape
     down, right = math.ceil(height / 8), math.ceil(width / 8)
     padded = np.pad(images, ((0, 0), (0, 0), (down, down), (right, right)), mode="reflect")

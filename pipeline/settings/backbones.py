@@ -1,7 +1,9 @@
-"""What can be told of the backbones without Keras, which takes seconds to import."""
+"""The backbones to choose from, known without importing Keras, which takes seconds."""
 
-# Constructors in keras.applications that have channels_first: layers without the classifier, and smallest IMAGE_SIZE.
+# Name -> number of layers without the classifier, and smallest IMAGE_SIZE. SmallConvNet is in `fine_tune_model.py`; the
+# others are the constructors in keras.applications that support channels_first.
 BACKBONES = {
+    "SmallConvNet": (18, 8),
     "EfficientNetB0": (238, 32),
     "EfficientNetB1": (340, 32),
     "EfficientNetB2": (340, 32),

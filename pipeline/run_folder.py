@@ -1,0 +1,253 @@
+"""The folder of a run: one run, one process at a time, and constants that do not change."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+from pipeline.data.folders import BUILT_IN_DATASETS
+from pipeline.errors import InputError
+from pipeline.settings.options import STARTED_WITH, with_new_names
+
+# Constants that may differ between two commands of one run.
+CHANGEABLE = ("RUN_FOLDER", "OVERWRITE", "CHECKPOINT_MINUTES")
+# The files of a run, except its checkpoints.
+FILES = (
+    "report.txt",
+    "report.json",
+    "embedding_model.keras",
+    "references.npz",
+    "history.csv",
+    "training_curves.png",
+    "confusion_matrix.png",
+    "embedding_map.png",
+    "neighbours.png",
+    "controls.npz",
+    "controls.json",  # of earlier versions
+    "constants.json",
+)
+RESULTS = ("embedding_model.keras", "references.npz")  # a run without them is not finished
+ADVICE = "choose another folder with --run-folder, or replace the run with --overwrite"
+_locks = {}  # path of a folder -> its lock file, open as long as the process lives
+
+
+def print_finished(folder: str, constants: dict[str, Any], overwrite: bool) -> bool:
+    """Prints the report of the finished run in a folder, if there is one and it is not to be overwritten.
+
+    Args:
+        folder: path of the run folder; it need not exist.
+        constants: the constants of this command.
+        overwrite: bool.
+
+    Returns:
+        Whether it printed one.
+
+    Raises:
+        InputError: as `finished_report`.
+    """
+    report = finished_report(folder, None if overwrite else constants)
+    if report:
+        remove_checkpoints(folder)  # left if the process was killed before it removed them
+        print(f"The run in {folder} is finished; --overwrite trains it again.\n\n{report}")
+    return bool(report)
+
+
+def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None) -> str:
+    """The report of the finished run in a folder, or `""`.
+
+    Args:
+        folder: path of the run folder; it need not exist.
+        constants: the constants of this command, or None if the run in the folder does not matter.
+
+    Returns:
+        str.
+
+    Raises:
+        InputError: if the folder is not writable, holds files that a run would replace but no run, or is in use by
+            another process; if it holds a run with other constants (the message names them); or a finished run without
+            its model and references, and without a checkpoint from which to write them again.
+    """
+    folder = Path(folder)
+    try:
+        existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        tempfile.TemporaryFile(dir=existing).close()  # `os.access` answers yes too often
+    except (OSError, RuntimeError) as error:  # no permission, a name that is too long, a link to itself
+        raise InputError(f"`RUN_FOLDER` must be a writable folder. Received: {str(folder)!r}") from error
+    _check_no_foreign_files(folder)
+    _check_not_in_use(folder)
+    if constants is None:
+        return ""
+    stored, report = _read_run(folder)
+    if stored is None:
+        return ""
+    changed = _changed_constants(stored, constants, CHANGEABLE)
+    if changed:
+        named = "; ".join(f"{name} was {stored.get(name)!r}, now {constants.get(name)!r}" for name in changed)
+        raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run with other constants ({named}); {ADVICE}.")
+    missing = [name for name in RESULTS if not (folder / name).exists()]
+    if report and missing and not checkpoint_paths(folder):
+        raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a finished run without {', '.join(missing)}; {ADVICE}.")
+    return "" if missing else report
+
+
+def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool, sources: dict[str, Any]) -> Path:
+    """Creates a run folder, locks it against other processes, and writes the constants into it.
+
+    Args:
+        folder: path.
+        constants: the constants of this command.
+        overwrite: bool, whether a run in the folder is removed first: its checkpoints, results and constants. A run
+            that the same command started with `overwrite`, and that is not finished, is resumed instead.
+        sources: what else the run depends on, such as a checksum of its images; the keys are names for the user.
+
+    Returns:
+        Path of the folder.
+
+    Raises:
+        InputError: if it is not writable, another process uses it or has just finished the run, or the run in it has
+            other constants or sources.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_no_foreign_files(folder)
+        _lock(folder)
+        files.remove_partial_files(folder)
+        if overwrite and not _is_same_overwrite(folder, constants, sources):
+            remove_checkpoints(folder)
+            for name in FILES:  # the constants last: until then it is the old run
+                (folder / name).unlink(missing_ok=True)
+        if finished_report(folder, constants):  # of a process that was still running when this one started
+            raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run that another process has just finished.")
+        stored, _ = _read_run(folder)
+        changed = _changed_sources(stored or {}, sources)
+        if changed:
+            raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run with other {', other '.join(changed)}; {ADVICE}.")
+        kept = {name: value for name, value in constants.items() if name != "OVERWRITE"}
+        started_with = {**sources, "OVERWRITE": overwrite}
+        text = json.dumps({**kept, STARTED_WITH: started_with}, indent=4) + "\n"
+        files.write_text(folder / "constants.json", text)
+    except OSError as error:
+        raise InputError(f"`RUN_FOLDER` must be a writable folder. Received: {error}") from error
+    return folder
+
+
+def finish(folder: Path, report: str) -> None:
+    """Writes the report, which marks a run as finished, and removes its checkpoints."""
+    files.write_text(folder / "report.txt", report)
+    remove_checkpoints(folder)
+
+
+def checkpoint_paths(folder: str | os.PathLike) -> list[Path]:
+    """Paths of a run's checkpoints, newest first."""
+    return sorted(Path(folder).glob("checkpoint-[0-9]*-[0-9]*.npz"), reverse=True)
+
+
+def remove_checkpoints(folder: str | os.PathLike, keep: int = 0, newest: Path | None = None) -> None:
+    """Removes the checkpoints of a run except `keep` of them: `newest` and those before it.
+
+    Checkpoints after `newest` are corrupt, or the run would have resumed from them; they are removed too.
+    """
+    paths = checkpoint_paths(folder)
+    first = paths.index(newest) if newest else 0
+    for path in paths[:first] + paths[first + keep :]:
+        path.unlink(missing_ok=True)
+
+
+def _read_run(folder):
+    """The constants of the run in a folder, None if there is none, and its report, `""` if it is not finished."""
+    try:
+        stored = json.loads((folder / "constants.json").read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("constants.json has no constants")
+        report = folder / "report.txt"
+        return with_new_names(stored), report.read_text(encoding="utf-8") if report.exists() else ""
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"`RUN_FOLDER` must be new or have a readable run. Received: {str(folder)!r} ({error}); {ADVICE}."
+        ) from error
+
+
+def _changed_constants(stored: dict, constants: dict, changeable: Iterable[str]) -> list[str]:
+    names = {*stored, *constants} - {*changeable, STARTED_WITH}
+    return sorted(name for name in names if not _same(name, stored.get(name), constants.get(name)))
+
+
+def _same(name, first, second):
+    """Whether two values of a constant are equal, or paths of the same images."""
+    are_paths = name == "DATASET" and isinstance(first, str) and not {first, second} & set(BUILT_IN_DATASETS)
+    return first == second or (are_paths and os.path.realpath(first) == os.path.realpath(second))
+
+
+def _changed_sources(stored, sources):
+    before = stored.get(STARTED_WITH) or {}
+    return [name for name, value in sources.items() if before.get(name, value) != value]
+
+
+def _is_same_overwrite(folder, constants, sources):
+    """Whether a folder has an unfinished run that the same command has started with `overwrite`."""
+    try:
+        stored, report = _read_run(folder)
+    except InputError:
+        return False
+    if stored is None or report or _changed_sources(stored, sources):
+        return False
+    overwritten = stored.get("OVERWRITE") or (stored.get(STARTED_WITH) or {}).get("OVERWRITE")
+    return bool(overwritten) and not _changed_constants(stored, constants, CHANGEABLE)
+
+
+def _check_no_foreign_files(folder):
+    """Raises InputError if a folder has no run, but files that a run would replace or resume from."""
+    if not (folder / "constants.json").exists():
+        foreign = [name for name in FILES if (folder / name).exists()]
+        foreign += [path.name for path in checkpoint_paths(folder)]
+        if foreign:
+            raise InputError(
+                f"`RUN_FOLDER` must be new, empty or of an earlier run. Received: {str(folder)!r}, without a run, and "
+                f"with files that a run would replace: {', '.join(foreign)}"
+            )
+
+
+def _check_not_in_use(folder):
+    """Raises InputError if another process has locked a folder; leaves it unlocked."""
+    if (folder / ".lock").exists() and os.path.realpath(folder) not in _locks:
+        _lock(folder)
+        unlock(folder)
+
+
+def _lock(folder):
+    """Locks a folder until the process ends, however it ends; raises InputError if another process has locked it."""
+    file = open(folder / ".lock", "a+b")
+    try:
+        _lock_file(file)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(
+            f"`RUN_FOLDER` must not be in use by another process. Received: {str(folder)!r}, in which a run is active; "
+            "wait for it, or choose another folder with --run-folder."
+        ) from error
+    _locks[os.path.realpath(folder)] = file
+
+
+def unlock(folder: str | os.PathLike) -> None:
+    """Releases a folder that `start` has locked, for a process that goes on after its run."""
+    _locks.pop(os.path.realpath(folder)).close()
+
+
+def _lock_file(file):
+    if os.name == "posix":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(str(error)) from error

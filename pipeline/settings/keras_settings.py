@@ -1,0 +1,116 @@
+"""Imports Keras with the settings of the repository's `keras.json`, and chooses the precision for the device.
+
+Keras itself reads a `keras.json` once, when it is imported, from `KERAS_HOME` or `~/.keras`. If that file is missing
+or malformed, it silently uses channels_last. Setting `KERAS_HOME` would also hide the weights and data sets that a user
+has already downloaded. So the settings are applied here.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.downloads import NO_DOWNLOAD
+from pipeline.errors import InputError
+
+SETTINGS_FILE = Path(__file__).resolve().parents[2] / "keras.json"
+
+
+def apply() -> None:
+    """Imports Keras with the settings of `keras.json`. Call it before anything else imports Keras.
+
+    The environment variable `KERAS_BACKEND` wins over the file's `backend`, as it does in Keras.
+
+    Raises:
+        InputError: if `keras.json` cannot be read or has a missing or wrong setting, or the backend is not installed.
+    """
+    try:
+        settings = json.loads(SETTINGS_FILE.read_text(encoding="utf-8"))
+        backend = os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or settings["backend"]
+        image_data_format, floatx, epsilon = (settings[key] for key in ("image_data_format", "floatx", "epsilon"))
+    except OSError as error:
+        raise InputError(f"`keras.json` must be in the same folder as `init.py`. Received: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "`keras.json` must be a JSON object with backend, image_data_format, floatx and epsilon. "
+            f"Received: {type(error).__name__}: {error}"
+        ) from error
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides notes; TensorFlow raises its errors
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # or TensorFlow has no channels-first convolution on the CPU
+    try:
+        with _quiet_standard_error():
+            import keras
+    except (ImportError, ValueError) as error:  # not installed, or unknown to Keras
+        raise InputError(
+            f"`KERAS_BACKEND` must name an installed backend: tensorflow, jax or torch. Received: {backend} ({error})"
+        ) from error
+    try:
+        with _quiet_standard_error():
+            keras.config.set_image_data_format(image_data_format)
+            keras.config.set_floatx(floatx)
+            keras.config.set_epsilon(epsilon)
+            keras.ops.zeros(1)  # the first tensor initialises the device, which prints notes of its own
+    except ValueError as error:
+        raise InputError(f"`keras.json` must have settings that Keras knows. Received: {error}") from error
+
+
+def set_precision(precision: str, image_size: int) -> str:
+    """Sets Keras' dtype policy for this device, and prints the versions, the device and the policy.
+
+    Args:
+        precision: `"auto"`, mixed_float16 on a GPU and float32 on a CPU; or the name of a policy.
+        image_size: int, height and width of the network's input in pixels.
+
+    Returns:
+        The name of the dtype policy.
+
+    Raises:
+        InputError: if `precision` is a 16-bit policy and there is no GPU, or the backend has no channels-first
+            convolution on this device.
+    """
+    import keras
+
+    on_cpu = "cpu" in str(keras.ops.zeros(1).device).lower()
+    if on_cpu and precision not in ("auto", "float32"):
+        raise InputError(f'`PRECISION` must be "auto" or "float32" on a machine without a GPU. Received: {precision!r}')
+    policy = ("float32" if on_cpu else "mixed_float16") if precision == "auto" else precision
+    keras.config.set_dtype_policy(policy)
+    device = "the CPU (no GPU found)" if on_cpu else "a GPU"
+    print(f"Keras {keras.__version__} on {keras.backend.backend()}, on {device}, with precision {policy}")
+    if on_cpu and image_size > 64:
+        print(
+            f"Warning: without a GPU, training at IMAGE_SIZE = {image_size} may take days. A smaller --image-size is "
+            f"faster. {NO_DOWNLOAD}"
+        )
+    try:
+        keras.ops.conv(keras.ops.zeros((1, 3, 8, 8)), keras.ops.zeros((3, 3, 3, 4)), data_format="channels_first")
+    except Exception as error:  # each backend raises a type of its own
+        raise InputError(
+            "`KERAS_BACKEND` must be a backend with channels-first convolutions on this machine, such as jax "
+            f"(pip install jax; export KERAS_BACKEND=jax). Received: {keras.backend.backend()} ({str(error)[:200]})"
+        ) from error
+    return policy
+
+
+@contextlib.contextmanager
+def _quiet_standard_error() -> Iterator[None]:
+    """Holds back what libraries write to file descriptor 2, and prints it if they fail."""
+    sys.stderr.flush()
+    original = os.dup(2)
+    with tempfile.TemporaryFile() as held_back:
+        os.dup2(held_back.fileno(), 2)
+        try:
+            yield
+        except (ImportError, ValueError):
+            raise  # the caller reports it in one sentence
+        except BaseException:
+            held_back.seek(0)
+            os.write(original, held_back.read())
+            raise
+        finally:
+            os.dup2(original, 2)
+            os.close(original)

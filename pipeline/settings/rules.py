@@ -1,0 +1,154 @@
+"""Which values each constant may have, alone and together with the others."""
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pipeline.data.folders import BUILT_IN_DATASETS, check_folder
+from pipeline.errors import InputError
+from pipeline.settings.backbones import BACKBONES
+
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+
+
+class Rule(NamedTuple):
+    """What a constant may be.
+
+    Attributes:
+        kind: its type: str, int, float or bool.
+        allows: function of a value of that type; False if the value is not allowed.
+        words: what is allowed, for the error message.
+        metavar: what `--help` shows in place of a value.
+    """
+
+    kind: type
+    allows: Callable[[Any], bool]
+    words: str
+    metavar: str
+
+
+def _integer_from(least):
+    return Rule(int, lambda value: least <= value <= 2**16, f"a whole number from {least} to {2**16}", "INT")
+
+
+def _number_between(low, high):
+    return Rule(float, lambda value: low < value < high, f"a number above {low} and below {high}", "FLOAT")
+
+
+def _one_of(*choices):
+    words = "one of " + ", ".join(f'"{choice}"' for choice in choices)
+    return Rule(str, lambda value: value in choices, words, "{" + ",".join(choices) + "}")
+
+
+def _is_weights_file(path):
+    """Whether a file starts like HDF5 or like the zip archive that a `.keras` file is; False if it does not exist."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(8).startswith((b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"))
+    except (OSError, ValueError):
+        return False
+
+
+RULES = {
+    "DATASET": Rule(
+        str,
+        lambda value: value in BUILT_IN_DATASETS or os.path.isdir(value),
+        '"cifar10", "digits", or the path of an existing folder of images',
+        "cifar10|digits|PATH",
+    ),
+    "TEST_FRACTION": _number_between(0, 1),
+    "VALIDATION_FRACTION": _number_between(0, 1),
+    "IMAGE_SIZE": _integer_from(8),
+    "FIT": _one_of("scale", "pad"),
+    "UNREADABLE_IMAGES": _one_of("stop", "skip"),
+    "AUGMENT": _one_of("none", "shift", "shift_flip"),
+    "BACKBONE": Rule(str, lambda value: value in BACKBONES, f"one of {', '.join(BACKBONES)}", "NAME"),
+    "WEIGHTS": Rule(
+        str,
+        lambda value: value in ("imagenet", "none") or _is_weights_file(value),
+        '"imagenet", "none", or the path of an existing weights file (HDF5 or .keras)',
+        "imagenet|none|PATH",
+    ),
+    "FROZEN_LAYERS": _integer_from(0),
+    "EMBEDDING_SIZE": _integer_from(2),
+    "TRIPLET_LOSS": _one_of("in_batch", "merge"),
+    "MINING": _one_of("batch_all", "batch_hard", "semi_hard", "all_semi_hard"),
+    "MARGIN": _number_between(0, 4),
+    "CLASSES_PER_BATCH": _integer_from(2),
+    "IMAGES_PER_CLASS": _integer_from(2),
+    "EPOCHS": _integer_from(1),
+    "LEARNING_RATE": _number_between(0, 10),
+    "WARM_UP": Rule(float, lambda value: 0 <= value < 1, "a number from 0 to below 1", "FLOAT"),
+    "NEIGHBOURS": _integer_from(1),
+    "PRECISION": _one_of("auto", "float32", "mixed_float16", "mixed_bfloat16"),
+    "SEED": Rule(int, lambda value: 0 <= value < 2**31, "a whole number from 0 to below 2**31", "INT"),
+    "CHECKPOINT_MINUTES": _number_between(0, 1e6),
+    "OVERWRITE": Rule(bool, lambda value: True, TYPE_NAMES[bool], ""),
+    "RUN_FOLDER": Rule(
+        str,
+        lambda value: bool(value.strip()) and "\0" not in value,
+        "the path of a folder, new or of an earlier run",
+        "PATH",
+    ),
+}
+
+
+def rule_of(name: str, default: Any) -> Rule:
+    """The rule of a constant; one that users add to the script themselves may have any value of its default's type."""
+    kind = type(default)
+    return RULES.get(name) or Rule(kind, lambda value: True, TYPE_NAMES.get(kind, "a plain value"), kind.__name__)
+
+
+def checked(name: str, value: Any, default: Any) -> Any:
+    """Converts a constant's value, text from the command line or a value from a file, to its type.
+
+    Args:
+        name: the constant.
+        value: what was given.
+        default: the value in the script.
+
+    Returns:
+        The value as str, int, float or bool.
+
+    Raises:
+        InputError: if the value is not allowed.
+    """
+    rule, converted = rule_of(name, default), value
+    if isinstance(value, str) and rule.kind in (int, float):
+        try:
+            converted = rule.kind(value)
+        except ValueError:
+            converted = value
+    elif rule.kind is float and type(value) is int and abs(value) < 2**64:
+        converted = float(value)
+    is_kind = type(converted) is rule.kind and (rule.kind is not float or math.isfinite(converted))
+    if not is_kind or not rule.allows(converted):
+        raise InputError(f"`{name}` must be {rule.words}. Received: {value!r}")
+    return converted
+
+
+def check_together(values: dict[str, Any]) -> None:
+    """Checks the constants against each other.
+
+    Raises:
+        InputError: if two values, each allowed by itself, contradict each other.
+    """
+    backbone = values["BACKBONE"]
+    layers, smallest = BACKBONES[backbone]
+    if values["IMAGE_SIZE"] < smallest:
+        raise InputError(f"`IMAGE_SIZE` must be at least {smallest} for {backbone}. Received: {values['IMAGE_SIZE']}")
+    if values["WEIGHTS"] != "none" and values["FROZEN_LAYERS"] > layers:
+        raise InputError(
+            f"`FROZEN_LAYERS` must be between 0 and {layers} for {backbone}. Received: {values['FROZEN_LAYERS']}"
+        )
+    if values["WEIGHTS"] == "imagenet" and backbone == "SmallConvNet":
+        raise InputError("`WEIGHTS` must be \"none\" or a weights file for SmallConvNet. Received: 'imagenet'")
+    model = os.path.join(values["RUN_FOLDER"], "embedding_model.keras")
+    if os.path.realpath(values["WEIGHTS"]) == os.path.realpath(model):
+        raise InputError(
+            "`WEIGHTS` must not be the model that this run replaces; choose another folder with --run-folder. "
+            f"Received: {values['WEIGHTS']!r}"
+        )
+    if values["DATASET"] not in BUILT_IN_DATASETS:
+        check_folder(values["DATASET"], values["RUN_FOLDER"])

@@ -1,0 +1,1 @@
+"""Validation, history, alarms, the learning rate, and checkpoints to resume from."""

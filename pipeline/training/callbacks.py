@@ -1,0 +1,156 @@
+"""What happens around the training steps: validation by nearest neighbours, history, the remaining time."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from pipeline import files
+from pipeline.data.batches import Batches
+from pipeline.data.splits import Images
+from pipeline.errors import InputError
+from pipeline.neighbours import predict_classes
+
+
+class HistoryFile(keras.callbacks.Callback):
+    """Collects each epoch's logs, and writes them as CSV after each epoch.
+
+    Args:
+        path: path of the file.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path, self.rows = path, []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in (logs or {}).items()}})
+        lines = [",".join(self.rows[0]), *(",".join(str(value) for value in row.values()) for row in self.rows)]
+        files.write_text(self.path, "\n".join(lines) + "\n")
+
+    def columns(self) -> dict[str, list[float]]:
+        """The values of each quantity, one an epoch."""
+        return {name: [row[name] for row in self.rows if name in row] for name in (self.rows or [{}])[0]}
+
+    def state(self) -> dict:
+        """What a checkpoint stores."""
+        return {"rows": list(self.rows)}
+
+    def set_state(self, state: dict) -> None:
+        """Restores what a checkpoint stored."""
+        self.rows = list(state["rows"])
+
+
+class NearestNeighbourAccuracy(keras.callbacks.Callback):
+    """Adds `val_accuracy` to each epoch's logs, and keeps the weights of the epoch with the highest.
+
+    The classes of the validation images are predicted by nearest neighbours among reference images, as those of the
+    test images will be. Of equal epochs the latest is kept, since the learning rate falls. If the embeddings are not
+    finite, training stops and the best weights so far are kept.
+
+    Put it before callbacks that read the logs.
+
+    Args:
+        embedding_model: `keras.Model` whose weights are kept: the trained one, or the network inside it.
+        embed: function of `Images` that returns their embeddings, `(n, embedding_size)`.
+        references: `Images` of known class.
+        validation: `Images` to predict.
+        neighbours: int, how many references vote.
+    """
+
+    def __init__(
+        self,
+        embedding_model: keras.Model,
+        embed: Callable[[Images], np.ndarray],
+        references: Images,
+        validation: Images,
+        neighbours: int,
+    ):
+        super().__init__()
+        self.embedding_model, self.embed = embedding_model, embed
+        self.references, self.validation = references, validation
+        self.neighbours = min(neighbours, len(references.labels))
+        self.best_weights, self.best_accuracy = [], None
+
+    def on_epoch_end(self, epoch, logs=None):
+        model = self.model  # on JAX, reading this attribute updates the model's weights
+        references, queries = self.embed(self.references), self.embed(self.validation)
+        if not (np.isfinite(references).all() and np.isfinite(queries).all()):
+            print(
+                f"\nWarning: epoch {epoch + 1}: training diverged, the embeddings are not finite. Training stops. "
+                "Lower LEARNING_RATE."
+            )
+            model.stop_training = True
+            return
+        predicted = predict_classes(references, self.references.labels, queries, self.neighbours)
+        accuracy = float(np.mean(predicted == self.validation.labels))
+        if logs is not None:
+            logs["val_accuracy"] = accuracy
+        if self.best_accuracy is None or accuracy >= self.best_accuracy:
+            self.best_accuracy = accuracy
+            # Copies, since on PyTorch these arrays share the memory of the weights that training changes.
+            self.best_weights = [weights.copy() for weights in self.embedding_model.get_weights()]
+
+    def load_best_weights(self) -> None:
+        """Gives the model the best epoch's weights.
+
+        Raises:
+            InputError: if no epoch ended with finite embeddings.
+        """
+        if self.best_accuracy is None:
+            raise InputError("`LEARNING_RATE` must be lower: no epoch ended with finite embeddings.")
+        self.embedding_model.set_weights(self.best_weights)
+
+    def state(self) -> dict:
+        """What a checkpoint stores."""
+        weights = {str(number): array for number, array in enumerate(self.best_weights)}
+        return {"best_accuracy": self.best_accuracy, **weights}
+
+    def set_state(self, state: dict) -> None:
+        """Restores what a checkpoint stored."""
+        self.best_accuracy = state["best_accuracy"]
+        self.best_weights = [state[str(number)] for number in range(len(state) - 1)]
+
+
+class TimeEstimate(keras.callbacks.Callback):
+    """Prints after the first steps how long training will take, without the validation after each epoch.
+
+    Args:
+        batches: `Batches` for training.
+        warm_up: int, first steps that are not measured: compilation, and filling the input pipeline.
+        seconds: float, how long to measure at least, or to the epoch's last batch.
+    """
+
+    def __init__(self, batches: Batches, warm_up: int = 3, seconds: float = 5.0):
+        super().__init__()
+        self.batches, self.warm_up, self.seconds = batches, warm_up, seconds
+        self.steps, self.measured, self.start, self.printed = 0, 0, 0.0, False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.measured, self.start = 0, time.perf_counter()  # without what happened after the previous epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.printed:
+            return
+        float((logs or {}).get("loss", 0))  # waits for the device, which runs asynchronously
+        self.steps += 1
+        if self.steps <= self.warm_up:
+            self.start = time.perf_counter()
+            return
+        self.measured += 1
+        if time.perf_counter() - self.start >= self.seconds or batch + 1 == len(self.batches):
+            per_step = (time.perf_counter() - self.start) / self.measured
+            per_epoch = self.batches.first_batch + len(self.batches)
+            left = len(self.batches) - batch - 1 + per_epoch * (self.params["epochs"] - self.batches.epoch - 1)
+            print(f"\nTime left for training: {duration(left * per_step)}, at {per_step:.2g} s per step")
+            self.printed = True
+
+
+def duration(seconds: float) -> str:
+    """A time with no more precision than is known: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
