@@ -47,8 +47,8 @@ RUN_FOLDER = "run"  # where the model, the report and the figures go
 
 
 def main():
-    globals().update(options.override(__file__, globals()))  # the command line and --constants win over the constants
-    constants = {name: globals()[name] for name in options.RULES}
+    constants = options.override(__file__, globals())  # options of the command line win over the constants above
+    globals().update(constants)
     if run_folder.print_finished(RUN_FOLDER, constants, OVERWRITE):
         return
 

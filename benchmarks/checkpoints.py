@@ -1,10 +1,10 @@
-"""Shows what checkpoints cost in a real run, with the default CHECKPOINT_MINUTES.
+"""Measures what checkpoints cost in a real run with the default CHECKPOINT_MINUTES.
 
     python benchmarks/checkpoints.py                     ten minutes on two CPU cores
 
-Trains ResNet50, with Adam's state 382 MB a checkpoint, on scikit-learn's digits, and times the real script's `fit`
-and, inside it, each checkpoint: from the check for finite variables to the file that is flushed to the disk. Other
-options go on to init.py.
+Trains ResNet50, whose checkpoints have 382 MB with Adam's state, on scikit-learn's digits. It times the script's `fit`,
+and in it each checkpoint, from the check for finite variables to the file that is flushed to disk. Further options are
+passed to init.py.
 """
 
 import runpy
@@ -13,52 +13,52 @@ import tempfile
 import time
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(FOLDER))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 RUN = (
-    "--dataset digits --backbone ResNet50 --image-size 32 --augment none --weights none --frozen-layers 0 "
-    "--precision float32 --learning-rate 1e-3 --epochs 20"
+    "--dataset digits --image-size 32 --augment none --weights none --precision float32 --learning-rate 1e-3 "
+    "--epochs 20"
 ).split()
 
 
 def timed(function, seconds):
-    """The function, with the time of each call added to a list."""
+    """The function; each call appends its duration to a list."""
 
-    def call(*given, **named):
-        began = time.perf_counter()
+    def call(*arguments, **options):
+        start = time.perf_counter()
         try:
-            return function(*given, **named)
+            return function(*arguments, **options)
         finally:
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
 
     return call
 
 
 def main():
-    import keras_settings
+    from pipeline.settings import keras_settings
 
     keras_settings.apply()
     import keras
 
-    import run_folder
-    from training_checkpoints import Checkpoints
+    from pipeline.run_folder import checkpoint_paths
+    from pipeline.training.checkpoints import Checkpoints
 
-    training, writing, sizes = [], [], []
+    training, saving, sizes = [], [], []
     save = Checkpoints.save
 
     def save_and_measure(checkpoints, epoch, batch):
         saved = save(checkpoints, epoch, batch)
-        sizes.append(run_folder.checkpoints(checkpoints.folder)[0].stat().st_size)
+        sizes.append(checkpoint_paths(checkpoints.folder)[0].stat().st_size)
         return saved
 
-    Checkpoints.save = timed(save_and_measure, writing)
+    Checkpoints.save = timed(save_and_measure, saving)
     keras.Model.fit = timed(keras.Model.fit, training)
     with tempfile.TemporaryDirectory() as place:
-        sys.argv = [str(FOLDER / "init.py"), *RUN, "--run-folder", f"{place}/run", *sys.argv[1:]]
+        sys.argv = [str(ROOT / "init.py"), *RUN, "--run-folder", f"{place}/run", *sys.argv[1:]]
         runpy.run_path(sys.argv[0], run_name="__main__")
-    print(f"\nTraining: {sum(training):.0f} s. {len(writing)} checkpoints of up to {max(sizes) / 1e6:.0f} MB:")
-    print(", ".join(f"{seconds:.2f} s" for seconds in writing))
-    print(f"Their share of the training: {sum(writing) / sum(training):.2%}")
+    print(f"\nTraining: {sum(training):.0f} s. {len(saving)} checkpoints of up to {max(sizes) / 1e6:.0f} MB:")
+    print(", ".join(f"{seconds:.2f} s" for seconds in saving))
+    print(f"Their share of the training time: {sum(saving) / sum(training):.2%}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Kills a real run again and again, and compares its end with that of a run left alone.
+"""Kills a real run again and again, and compares its result with that of an uninterrupted run.
 
-    python benchmarks/interruptions.py                  20 kills, a quarter of an hour on two CPU cores
+    python benchmarks/interruptions.py                  20 kills, ten minutes on two CPU cores
 
-Both runs train on scikit-learn's digits. One is ended with SIGKILL, after a random time, and begun again by the same
-command, until it has been killed so often; then it may finish. Weights, predictions, history and scores of the two are
-compared bit for bit, and with what was found the script ends in exit code 0 or 1.
+Both runs train on scikit-learn's digits. One is ended with SIGKILL after a random time and resumed with the same
+command, until it has been killed often enough; then it may finish. Weights, predictions, history and scores of the two
+runs are compared bit for bit. Exit code 1 if they differ.
 """
 
 import argparse
@@ -15,16 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(FOLDER))
-RUN = (
-    "--dataset digits --backbone MobileNet --image-size 32 --augment shift --weights none --frozen-layers 0 "
-    "--precision float32 --images-per-class 4 --learning-rate 1e-3 --epochs 16 --checkpoint-minutes 0.01"
-).split()
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+RUN = [str(ROOT / "init.py"), "--constants", str(ROOT / "examples" / "digits.json")]
+RUN += ["--epochs", "30", "--checkpoint-minutes", "0.01"]
 
 
 def start(folder):
-    command = [sys.executable, str(FOLDER / "init.py"), *RUN, "--run-folder", str(folder)]
+    command = [sys.executable, *RUN, "--run-folder", str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -36,7 +34,7 @@ def finish(folder):
 
 
 def kill_after(folder, seconds):
-    """Kills a run after some time; returns what it printed last, or None if it was finished before."""
+    """Kills a run after some time; returns the last line of its output, or None if it had finished before."""
     process = start(folder)
     try:
         process.communicate(timeout=seconds)
@@ -44,12 +42,12 @@ def kill_after(folder, seconds):
     except subprocess.TimeoutExpired:
         process.kill()
         lines = process.communicate()[0].strip().splitlines()
-        return lines[-1][:100] if lines else "nothing printed yet"
+        return lines[-1][:100] if lines else "no output yet"
 
 
 def differences(first, second):
     """Names of what differs between two finished run folders."""
-    import keras_settings
+    from pipeline.settings import keras_settings
 
     keras_settings.apply()
     import keras
@@ -76,10 +74,10 @@ def main():
     options = parser.parse_args()
     generator = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as place:
-        whole, killed = Path(place, "whole"), Path(place, "killed")
+        uninterrupted, killed = Path(place, "uninterrupted"), Path(place, "killed")
         began = time.monotonic()
-        finish(whole)
-        print(f"Left alone: {time.monotonic() - began:.0f} s", flush=True)
+        finish(uninterrupted)
+        print(f"Uninterrupted: {time.monotonic() - began:.0f} s", flush=True)
         for number in range(options.kills):
             seconds = generator.uniform(0, options.longest)
             last = kill_after(killed, seconds)
@@ -87,10 +85,10 @@ def main():
                 print(f"Finished before kill {number + 1}")
                 break
             checkpoints = sorted(path.name for path in killed.glob("checkpoint-*"))
-            print(f"Kill {number + 1} after {seconds:.1f} s; {checkpoints[-1:]}; printed last: {last}", flush=True)
+            print(f"Kill {number + 1} after {seconds:.1f} s; {checkpoints[-1:]}; last line: {last}", flush=True)
         finish(killed)
-        found = differences(whole, killed)
-    print(f"Differing: {', '.join(found)}" if found else "Weights, predictions, history and scores are the same bits.")
+        found = differences(uninterrupted, killed)
+    print(f"Differences: {', '.join(found)}" if found else "Weights, predictions, history and scores are identical.")
     return 1 if found else 0
 
 

@@ -1,12 +1,12 @@
-"""Time and exactness of the nearest-neighbour search, beside faiss in the same run.
+"""Time and exactness of the nearest-neighbour search, compared with faiss in the same run.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/nearest_neighbours.py
 
-As many references and queries as CIFAR-10 has training and test images, unit vectors around ten class centres. The
-searches are measured in turns; a time is the median of the turns, with building the index. What the project uses is
-`nearest_neighbours.nearest`, scikit-learn's `NearestNeighbors` by brute force; another row of scikit-learn's is its
-ball tree, which needs no brute force. The oracle computes all distances in float64, as differences, not products.
+There are as many references and queries as CIFAR-10 has training and test images: unit vectors around ten class
+centres. The searches take turns; a time is the median of the turns, and includes building the index. The project uses
+`pipeline.neighbours.nearest`, which is scikit-learn's `NearestNeighbors` by brute force; scikit-learn's ball tree is
+measured too. The oracle computes all distances in float64, from differences, not products.
 
 Writes a table, `benchmarks/results/nearest_neighbours.md`.
 """
@@ -27,11 +27,11 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
-from nearest_neighbours import nearest
+from pipeline.neighbours import nearest
 
 REFERENCES, QUERIES, EMBEDDING_SIZE, CLASSES, TURNS = 50_000, 10_000, 128, 10, 5
-CHECKED = 1_000  # queries whose neighbours the oracle computes too
-TREE_QUERIES = 500  # the tree is measured on so many, and its time multiplied
+CHECKED = 1_000  # queries that are compared with the oracle
+TREE_QUERIES = 500  # the tree is measured on so many queries, and its time scaled up
 
 
 def embeddings(count, centres, generator):
@@ -56,7 +56,7 @@ def main():
     references, queries = (embeddings(count, centres, generator) for count in (REFERENCES, QUERIES))
     exact = cdist(queries[:CHECKED].astype("float64"), references.astype("float64"))  # shape (CHECKED, REFERENCES)
 
-    rows = ["| k | search | seconds | times the project's | neighbours as the oracle's | distances differ by at most |"]
+    rows = ["| k | search | seconds | times the project's | same neighbours as the oracle | distances differ by at most |"]
     rows.append("|---" * 6 + "|")
     for k in (1, 5, 20):
         order = np.argsort(exact, axis=1)[:, :k]

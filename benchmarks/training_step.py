@@ -1,12 +1,12 @@
-"""What a training step spends its time on: the network, or data, resizing, loss and metrics.
+"""Measures the parts of a training step: network, data, resizing, loss and metrics.
 
     python benchmarks/training_step.py                                  ResNet50 at 224 pixels, 32 images, float32
     python benchmarks/training_step.py --images 128 --precision mixed_float16               on a GPU
 
-Works on any backend (`KERAS_BACKEND`). The parts are measured by themselves, each as the median of several steps: the
-batches without a step; a step of the network alone, on images resized beforehand and with a mean as its loss; the
-resizing and preprocessing alone; the loss, and the loss with the three metrics, on embeddings that are the only
-weights, less the same with a mean as the loss. In the whole step they may overlap.
+Works on any backend (`KERAS_BACKEND`). Each part is measured separately, as the median of several steps: making a
+batch; a step of the bare network, on resized images and with a mean as its loss; resizing and preprocessing; the loss,
+and the loss with its three metrics, on embeddings that are the only weights, minus the same with a mean as the loss. In
+the complete step the parts may overlap.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import keras_settings
+from pipeline.settings import keras_settings
 
 keras_settings.apply()
 
@@ -24,8 +24,8 @@ import keras
 import numpy as np
 
 from fine_tune_model import fine_tuned_models
-from image_data import Images
-from training_batches import Batches, classes_and_images
+from pipeline.data.batches import Batches, classes_and_images
+from pipeline.data.splits import Images
 from triplet_loss_functions import InBatchTripletLoss
 
 SIZE, CLASSES = 32, 8  # of CIFAR-10's images, in pixels; and of a batch
@@ -34,14 +34,14 @@ SIZE, CLASSES = 32, 8  # of CIFAR-10's images, in pixels; and of a batch
 def median_seconds(step, turns, warm_up=2):
     seconds = []
     for _ in range(warm_up + turns):
-        began = time.perf_counter()
+        start = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[warm_up:])
 
 
 def training(model, loss, metrics, images, labels):
-    """A function that takes one training step, and waits for it."""
+    """A function that runs one training step and waits for it."""
     model.compile(keras.optimizers.Adam(1e-4), loss, metrics=metrics)
     return lambda: model.train_on_batch(images, labels)
 
@@ -51,7 +51,7 @@ def mean_of(labels, embeddings):
 
 
 class Table(keras.layers.Layer):
-    """Embeddings that are weights, whatever the input."""
+    """Embeddings that are weights and do not depend on the input."""
 
     def __init__(self, count, size):
         super().__init__(dtype="float32")
@@ -80,9 +80,9 @@ def main():
 
     model = fine_tuned_models((3, SIZE, SIZE), size, "scale", options.backbone, "none", 15)
     backbone = next(layer for layer in model.layers if isinstance(layer, keras.Model))
-    given = model.operations[model.operations.index(backbone) - 1].output  # shape (images, 3, size, size)
-    resizing = keras.Model(model.inputs, keras.ops.mean(given, axis=(1, 2, 3)))  # its mean, which is small to copy
-    resized = keras.ops.convert_to_numpy(keras.Model(model.inputs, given)(images))
+    resized_images = model.operations[model.operations.index(backbone) - 1].output  # shape (images, 3, size, size)
+    resizing = keras.Model(model.inputs, keras.ops.mean(resized_images, axis=(1, 2, 3)))  # the mean, which is quick to copy
+    resized = keras.ops.convert_to_numpy(keras.Model(model.inputs, resized_images)(images))
     inputs = keras.Input((3, size, size))
     outputs = backbone(inputs)
     for layer in model.layers[model.layers.index(backbone) + 1 :]:
@@ -97,23 +97,23 @@ def main():
         )
 
     numbers = iter(range(10**9))
-    whole = median_seconds(training(model, loss, loss.metrics(), images, classes), options.turns)
-    nothing = table(mean_of, [])
+    complete = median_seconds(training(model, loss, loss.metrics(), images, classes), options.turns)
+    without_loss = table(mean_of, [])
     parts = {
-        "whole step": whole,
-        "network alone": median_seconds(training(bare, mean_of, [], resized, classes), options.turns),
+        "complete step": complete,
+        "bare network": median_seconds(training(bare, mean_of, [], resized, classes), options.turns),
         "batch, one thread": median_seconds(lambda: batches[next(numbers) % len(batches)], 10 * options.turns),
         "resizing and preprocessing": median_seconds(lambda: resizing.predict_on_batch(images), 10 * options.turns),
-        "loss": table(loss, []) - nothing,
-        "loss and metrics": table(loss, loss.metrics()) - nothing,
+        "loss": table(loss, []) - without_loss,
+        "loss and metrics": table(loss, loss.metrics()) - without_loss,
     }
     print(
         f"\n{options.backbone}, {size} pixels, {options.images} images, {options.mining}, {options.precision}, "
-        f"Keras {keras.__version__} on {keras.backend.backend()}; {options.images / whole:.1f} images/s\n"
+        f"Keras {keras.__version__} on {keras.backend.backend()}; {options.images / complete:.1f} images/s\n"
     )
-    print("| part | ms | of the step |\n|---|---|---|")
+    print("| part | ms | share of the step |\n|---|---|---|")
     for name, seconds in parts.items():
-        print(f"| {name} | {1000 * seconds:.2f} | {seconds / whole:.2%} |")
+        print(f"| {name} | {1000 * seconds:.2f} | {seconds / complete:.2%} |")
 
 
 if __name__ == "__main__":

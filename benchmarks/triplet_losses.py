@@ -1,15 +1,15 @@
-"""Time and memory of the in-batch losses, forward and backward, beside peers in the same run.
+"""Time and memory of the in-batch losses, forward and backward, compared with peers in the same run.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/triplet_losses.py
 
 Peers: pytorch-metric-learning's losses and miners, and for FaceNet's semi-hard mining an algorithm with tensors of
-shape (batch², batch), as TensorFlow Addons had it, written anew here for its complexity alone. Ours runs on
+shape (batch², batch), as TensorFlow Addons had it, written here only to compare complexity. Ours runs on
 TensorFlow, in a graph without XLA. The two are measured in turns, each after a pause and a step that is not counted; a
 time is the median of the turns. Memory is the highest resident set while a step runs, less that before it, seen every
 2 ms.
 
-Writes a table, `benchmarks/results/triplet_losses.md`, and a figure beside it.
+Writes a table, `benchmarks/results/triplet_losses.md`, and a figure in the same folder.
 """
 
 import os
@@ -37,7 +37,7 @@ from pytorch_metric_learning import distances, losses, miners, reducers
 from triplet_loss_functions import in_batch_triplet_loss
 
 EMBEDDING_SIZE, MARGIN = 128, 0.3
-PAUSE = 0.3  # seconds before each turn: PyTorch's threads spin for a while after theirs, and would slow ours down
+PAUSE = 0.3  # seconds before each turn: PyTorch's threads keep spinning for a while after theirs, and would slow ours down
 # Mining, batch size, classes, whether the peer is measured too, turns.
 CASES = (
     ("batch_all", 512, 10, True, 15),

@@ -59,7 +59,7 @@ def load_images(
 
 
 def print_summary(train: Images, validation: Images, test: Images, class_names: list[str]) -> None:
-    """Prints how many images there are for what, their size and their classes."""
+    """Prints the number of images in each split, their size and their classes."""
     height, width = train.images.shape[2:]
     print(
         f"{len(train.labels):,} images for training, {len(validation.labels):,} for validation, {len(test.labels):,} "

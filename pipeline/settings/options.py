@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.settings.backbones import BACKBONES
-from pipeline.settings.rules import RULES, check_together, checked, rule_of
+from pipeline.settings.rules import RULES, TYPE_NAMES, check_together, checked, rule_of
 
 STARTED_WITH = "started with"  # key in a run's constants.json: what else the run depends on
 RENAMED = {"START_AFRESH": "OVERWRITE", "begun with": STARTED_WITH}  # names in the files of earlier versions
@@ -23,8 +23,8 @@ def override(script: str, constants: dict[str, Any], arguments: list[str] | None
     An option `--name` wins over the file of `--constants FILE`, and that over the script.
 
     Args:
-        script: path of the script. Each `NAME = literal  # comment` at its top level becomes an option, the comment its
-            help; comments on lines of their own are headings.
+        script: path of the script. Each `NAME = value  # comment` at its top level, the value a str, int, float or bool,
+            becomes an option with the comment as its help. Comments on lines of their own are headings.
         constants: the constants' values in the script, such as `globals()`.
         arguments: the command line; `sys.argv[1:]` if not given.
 
@@ -121,7 +121,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _described_constants(script: str, constants: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yields (name, heading, comment) of each UPPER_CASE literal at the top level of a script."""
+    """Yields (name, heading, comment) of each UPPER_CASE str, int, float or bool at the top level of a script."""
     source = Path(script).read_text(encoding="utf-8")
     lines = source.splitlines()
     trailing, headings = {}, {}
@@ -136,6 +136,6 @@ def _described_constants(script: str, constants: dict[str, Any]) -> Iterator[tup
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
             continue
         name = node.targets[0].id
-        if name.isupper() and name in constants:
+        if name in RULES or (name.isupper() and type(constants.get(name)) in TYPE_NAMES):
             above = [line for line in headings if line < node.lineno]
             yield name, headings[max(above)] if above else "Constants", trailing.get(node.end_lineno, "")

@@ -97,7 +97,7 @@ RULES = {
 def rule_of(name: str, default: Any) -> Rule:
     """The rule of a constant; one that users add to the script themselves may have any value of its default's type."""
     kind = type(default)
-    return RULES.get(name) or Rule(kind, lambda value: True, TYPE_NAMES.get(kind, "a plain value"), kind.__name__)
+    return RULES.get(name) or Rule(kind, lambda value: True, TYPE_NAMES[kind], kind.__name__.upper())
 
 
 def checked(name: str, value: Any, default: Any) -> Any:
