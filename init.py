@@ -53,21 +53,22 @@ def main():
         return
 
     # Import what takes seconds, now that no constant is wrong.
-    keras_settings.apply()
-    import keras
-    import numpy as np
+    with process.silent_interrupts():
+        keras_settings.apply()
+        import keras
+        import numpy as np
 
-    from fine_tune_model import fine_tuned_models, triplet_model
-    from pipeline import files, neighbours
-    from pipeline.data.batches import Batches, in_order, training_batches
-    from pipeline.data.images import load_images, print_summary
-    from pipeline.data.splits import at_most, checksum, sample, stratified_split
-    from pipeline.report import controls, figures, scores
-    from pipeline.training.alarms import TrainingAlarms
-    from pipeline.training.callbacks import HistoryFile, NearestNeighbourAccuracy, TimeEstimate
-    from pipeline.training.checkpoints import Checkpoints
-    from pipeline.training.learning_rate import warm_up_then_cosine
-    from triplet_loss_functions import InBatchTripletLoss, MergeTripletLoss
+        from fine_tune_model import fine_tuned_models, triplet_model
+        from pipeline import files, neighbours
+        from pipeline.data.batches import Batches, in_order, training_batches
+        from pipeline.data.images import load_images, print_summary
+        from pipeline.data.splits import at_most, checksum, sample, stratified_split
+        from pipeline.report import controls, figures, scores
+        from pipeline.training.alarms import TrainingAlarms
+        from pipeline.training.callbacks import HistoryFile, NearestNeighbourAccuracy, TimeEstimate
+        from pipeline.training.checkpoints import Checkpoints
+        from pipeline.training.learning_rate import warm_up_then_cosine
+        from triplet_loss_functions import InBatchTripletLoss, MergeTripletLoss
 
     keras.utils.set_random_seed(SEED)
     precision = keras_settings.set_precision(PRECISION, IMAGE_SIZE)

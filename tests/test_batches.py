@@ -1,4 +1,4 @@
-"""What training is fed, over random data sets and seeds: which images, in which batches, moved how."""
+"""Batches over random data sets and seeds: their images, their order, and the augmentation."""
 
 import math
 from collections import Counter
@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from image_data import Images
-from training_batches import Batches, classes_and_images, in_order, random_triplets
+from pipeline.data.batches import Batches, classes_and_images, in_order, random_triplets, training_batches
+from pipeline.data.splits import Images
 
 PLANS = {
     "classes": lambda labels: classes_and_images(labels, 3, 4),
@@ -18,15 +18,15 @@ PLANS = {
 
 
 def random_labels(generator, most):
-    """Labels of some classes of 1 to `most` images, mixed up, whose numbers leave gaps."""
+    """Shuffled labels of a few classes with 1 to `most` images each; not every number is a label."""
     counts = generator.integers(1, most + 1, generator.integers(2, 9))
     return generator.permutation(np.repeat(generator.permutation(30)[: len(counts)], counts))
 
 
-def plain(labels):
-    """`Images` of one colour each, which tells their place in the data however they are shifted or mirrored."""
-    places = np.arange(len(labels))
-    colours = np.stack([places % 256, places // 256, 255 - places % 256], axis=1).astype("uint8")
+def coloured(labels):
+    """`Images` of one colour each, which encodes their index and survives shifts and mirroring."""
+    indices = np.arange(len(labels))
+    colours = np.stack([indices % 256, indices // 256, 255 - indices % 256], axis=1).astype("uint8")
     return Images(np.tile(colours[:, :, None, None], (1, 1, 5, 8)), np.asarray(labels))
 
 
@@ -40,20 +40,20 @@ def test_batches_are_p_classes_of_k_images_and_hold_every_image(seed):
     for batch in batches:
         assert sorted(Counter(labels[batch].tolist()).values()) == [k] * p
         times = Counter(batch.tolist())
-        for image, count in times.items():  # once, unless the class has fewer than k; then as evenly as can be
+        for image, count in times.items():  # once, unless the class has fewer than k; then as evenly as possible
             assert k // size_of[labels[image]] <= count <= math.ceil(k / size_of[labels[image]])
     assert set(np.concatenate(batches).tolist()) == set(range(len(labels)))
     groups = [math.ceil(size / k) for size in size_of.values()]
     assert len(batches) == max(math.ceil(sum(groups) / p), max(groups))
 
 
-def test_batches_and_the_images_that_share_one_are_shuffled():
+def test_the_order_of_batches_and_the_images_in_them_are_random():
     plan, together = classes_and_images(np.repeat([0, 1, 2], [12, 6, 3]), 2, 3), np.zeros((21, 21))
     for seed in range(1000):
         first = plan(np.random.default_rng(seed))[0]
         together[np.ix_(first, first)] += 1
-    assert together.diagonal().min() > 180  # an epoch has 4 batches, so that 250 are expected at least
-    assert together[:12, :12].min() > 20  # two given images of 12 are two of 3 in 1000 * 3 / 12 * 2 / 11
+    assert together.diagonal().min() > 180  # an epoch has 4 batches, so at least 250 are expected
+    assert together[:12, :12].min() > 20  # expected for two images of 12 in a group of 3: 1000 * 3 / 12 * 2 / 11
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -69,7 +69,7 @@ def test_every_image_with_a_positive_is_the_anchor_once(seed):
     assert (labels[anchor] != labels[negative]).all()
 
 
-def test_positives_negatives_and_the_first_anchor_are_drawn_evenly():
+def test_positives_negatives_and_the_first_anchor_are_uniformly_random():
     labels = np.array([4, 0, 7, 0, 4, 0, 7, 4, 0, 7, 0, 9])
     plan, generator, times = random_triplets(labels, 5), np.random.default_rng(0), np.zeros((3, 12, 12))
     for _ in range(3000):
@@ -86,26 +86,26 @@ def test_positives_negatives_and_the_first_anchor_are_drawn_evenly():
 
 @pytest.mark.parametrize("augment", ["none", "shift", "shift_flip"])
 @pytest.mark.parametrize("kind", PLANS)
-def test_images_and_labels_stay_in_step_with_the_plan(kind, augment):
+def test_images_and_labels_follow_the_plan(kind, augment):
     labels = np.random.default_rng(1).integers(0, 5, 300)
-    data = plain(labels)
+    data = coloured(labels)
     stored = data.images.copy()
     batches = Batches(data, PLANS[kind](labels), 3, augment)
     for epoch in range(3):
         batches.start_epoch(epoch)
         for number in reversed(range(len(batches))):
-            images, got = batches[number]
+            images, labels_of_batch = batches[number]
             assert images.dtype == np.uint8
             assert images.shape == (*batches.batches[number].shape, 3, 5, 8)
             assert (images == images[..., :1, :1]).all()
-            places = images[..., 0, 0, 0] + 256 * images[..., 1, 0, 0].astype(int)
-            np.testing.assert_array_equal(places, batches.batches[number])
-            np.testing.assert_array_equal(got, labels[places[:, 0] if kind == "triplets" else places])
+            indices = images[..., 0, 0, 0] + 256 * images[..., 1, 0, 0].astype(int)
+            np.testing.assert_array_equal(indices, batches.batches[number])
+            np.testing.assert_array_equal(labels_of_batch, labels[indices[:, 0] if kind == "triplets" else indices])
     np.testing.assert_array_equal(data.images, stored)
 
 
 @pytest.mark.parametrize("kind", PLANS)
-def test_an_epoch_depends_on_its_number_and_the_seed_alone(kind):
+def test_an_epoch_depends_only_on_its_number_and_the_seed(kind):
     labels = np.arange(5).repeat(20)
     data = Images(np.random.default_rng(2).integers(0, 256, (100, 3, 8, 8), "uint8"), labels)
 
@@ -118,13 +118,13 @@ def test_an_epoch_depends_on_its_number_and_the_seed_alone(kind):
     expected = epoch_of(0, 2)
     np.testing.assert_array_equal(epoch_of(0, 0, 5, 2), expected)
     np.testing.assert_array_equal(epoch_of(0), epoch_of(0, 0))
-    for other in (epoch_of(0, 1), epoch_of(1, 2)):  # in order by the augmentation alone, else by the plan
+    for other in (epoch_of(0, 1), epoch_of(1, 2)):  # "order" differs in the augmentation, the others in the plan
         assert other.shape == expected.shape
         assert np.mean(other != expected) > 0.5
 
 
-def moved(image, down, right, mirror):
-    """The oracle: each pixel looked up by itself, mirrored at the border without repeating it."""
+def shifted(image, down, right, mirror):
+    """The oracle: looks up each pixel; beyond the border the image is mirrored without repeating the border."""
     _, height, width = image.shape
     result = np.empty_like(image)
     for y in range(height):
@@ -136,43 +136,98 @@ def moved(image, down, right, mirror):
 
 @pytest.mark.parametrize("shape", [(1200,), (400, 3)], ids=["images", "triplets"])
 @pytest.mark.parametrize("augment", ["none", "shift", "shift_flip"])
-def test_images_move_by_up_to_an_eighth_and_are_mirrored_when_asked(augment, shape):
+def test_images_are_shifted_by_up_to_an_eighth_and_mirrored_if_asked(augment, shape):
     image = np.random.default_rng(4).integers(0, 256, (3, 7, 17), "uint8")  # eighths, rounded up: 1 and 3
-    places = np.zeros(shape, int)
-    batches = Batches(Images(image[None], np.zeros(1, int)), lambda generator: [places, places], 0, augment)
+    indices = np.zeros(shape, int)
+    batches = Batches(Images(image[None], np.zeros(1, int)), lambda generator: [indices, indices], 0, augment)
     images, others = batches[0][0], batches[1][0]
     assert (images != others).any() == (augment != "none")
-    way = {
-        moved(image, down, right, mirror).tobytes(): (down, right, mirror)
+    shift_of = {
+        shifted(image, down, right, mirror).tobytes(): (down, right, mirror)
         for down in range(-1, 2)
         for right in range(-3, 4)
         for mirror in (False, True)
     }
-    ways = Counter(way[each.tobytes()] for each in images.reshape(-1, 3, 7, 17))  # a KeyError is any other way
-    mirrored = sum(times for (_, _, mirror), times in ways.items() if mirror)
+    counts = Counter(shift_of[each.tobytes()] for each in images.reshape(-1, 3, 7, 17))  # KeyError: no such shift
+    mirrored = sum(count for (_, _, mirror), count in counts.items() if mirror)
     if augment == "none":
-        assert ways == {(0, 0, False): 1200}
+        assert counts == {(0, 0, False): 1200}
     elif augment == "shift":
-        assert (mirrored, len(ways)) == (0, 3 * 7)
+        assert (mirrored, len(counts)) == (0, 3 * 7)
     else:
         assert 500 < mirrored < 700
-        assert len(ways) == 2 * 3 * 7
+        assert len(counts) == 2 * 3 * 7
 
 
-def test_predict_is_fed_in_order():
-    """Keras may fetch batches ahead of the step, in threads of its own."""
-    data = plain(np.arange(60))
+def test_predict_receives_the_images_in_order():
+    """Keras may fetch batches ahead, in threads of its own."""
+    data = coloured(np.arange(60))
     flat = keras.Sequential([keras.Input((3, 5, 8)), keras.layers.Reshape((-1,))])
     predicted = flat.predict(Batches(data, in_order(60, 7)), verbose=0)
     np.testing.assert_array_equal(predicted.reshape(data.images.shape), data.images)
 
 
-def test_the_rest_of_an_epoch_is_what_the_whole_epoch_would_have_given():
-    data = plain(np.arange(40))
+def test_the_rest_of_an_epoch_equals_that_part_of_the_whole_epoch():
+    data = coloured(np.arange(40))
     whole, rest = (Batches(data, in_order(40, 4), 3, "shift_flip") for _ in range(2))
     whole.start_epoch(2)
     rest.start_epoch(2, first_batch=7)
     assert len(rest) == 3
     for number in range(3):
-        for expected, given in zip(whole[7 + number], rest[number], strict=True):
-            np.testing.assert_array_equal(given, expected)
+        for expected, actual in zip(whole[7 + number], rest[number], strict=True):
+            np.testing.assert_array_equal(actual, expected)
+
+
+def images_of_classes(*counts):
+    """`Images` of classes with the given numbers of images, and their class names."""
+    return coloured(np.repeat(np.arange(len(counts)), counts)), [f"class {number}" for number in range(len(counts))]
+
+
+def test_with_fewer_classes_than_asked_every_batch_has_all_of_them(capsys):
+    train, class_names = images_of_classes(9, 4, 6)
+    batches = training_batches(train, class_names, "in_batch", 8, 4, seed=0, augment="none")
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "CLASSES_PER_BATCH = 8 " in printed and " 3" in printed
+    assert len(batches) == 3  # nine images are three groups of four
+    for number in range(3):
+        assert np.bincount(batches[number][1]).tolist() == [4, 4, 4]
+
+
+def test_classes_with_fewer_than_k_images_are_named(capsys):
+    train, class_names = images_of_classes(5, 2, 4, 3)
+    training_batches(train, class_names, "in_batch", 4, 4, seed=0, augment="none")
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "IMAGES_PER_CLASS = 4 " in printed
+    assert printed.endswith(": class 1 (2), class 3 (3)\n")
+    train, class_names = images_of_classes(*[4] * 5, *[3] * 60)
+    training_batches(train, class_names, "in_batch", 4, 4, seed=0, augment="none")
+    printed = capsys.readouterr().out
+    assert printed.count("(3)") == 20 and printed.endswith("...\n")
+    training_batches(train, class_names, "in_batch", 4, 3, seed=0, augment="none")
+    assert capsys.readouterr().out == ""
+
+
+def test_triplets_for_the_merge_loss_are_as_many_as_the_images_of_a_batch_give(capsys):
+    train, class_names = images_of_classes(9, 2, 6)  # fewer classes than P, and one with fewer images than K
+    batches = training_batches(train, class_names, "merge", 5, 4, seed=0, augment="none")
+    assert capsys.readouterr().out == ""
+    assert [batches[number][0].shape for number in range(3)] == [(6, 3, 3, 5, 8), (6, 3, 3, 5, 8), (5, 3, 3, 5, 8)]
+    assert len(batches) == 3
+    for number in range(3):
+        anchor, positive, negative = train.labels[batches[number][0][:, :, 0, 0, 0]].T
+        assert (anchor == positive).all() and (anchor != negative).all()
+
+
+@pytest.mark.parametrize("triplet_loss", ["in_batch", "merge"])
+def test_seed_and_augmentation_are_those_asked_for(triplet_loss):
+    labels = np.arange(5).repeat(20)
+    data = Images(np.random.default_rng(2).integers(0, 256, (100, 3, 8, 8), "uint8"), labels)
+    plan = classes_and_images(labels, 3, 4) if triplet_loss == "in_batch" else random_triplets(labels, 4)
+    for seed, augment in ((1, "none"), (2, "shift"), (2, "shift_flip")):
+        expected = Batches(data, plan, seed, augment)
+        batches = training_batches(data, list("abcde"), triplet_loss, 3, 4, seed, augment)
+        assert len(batches) == len(expected)
+        for number in range(len(expected)):
+            np.testing.assert_array_equal(batches[number][0], expected[number][0])

@@ -1,6 +1,7 @@
-"""What is drawn, read back from the figures and from the images that they are written to."""
+"""The content of the figures, read back from Matplotlib's objects, and the image files that they are written to."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,32 +11,40 @@ from matplotlib.text import Text
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-import figures
-from image_data import Images
+from pipeline.data.splits import Images
+from pipeline.report import figures
 
 CURVES = ("loss", "active_triplets", "positive_distance", "negative_distance", "val_accuracy")
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Function that has a figure drawn, looks at the image file, and returns the figure."""
-    kept = []
+def draw(monkeypatch, tmp_path):
+    """Calls one of the functions, checks the image that it writes, and returns the figure.
 
-    class Kept(figures.Figure):
-        def savefig(self, *arguments, **options):
-            super().savefig(*arguments, **options)
-            kept.append(self)
+    Rendering takes most of the time; `render=False` skips it, and the file stays empty.
+    """
+    drawn, rendering = [], True
 
-    def draw(function, *arguments):
-        path = tmp_path / f"{len(kept)}.png"
-        function(*arguments, path)
-        with Image.open(path) as image:
-            assert image.format == "PNG"
-            assert min(image.size) > 100
-            assert (np.asarray(image.convert("L")) < 128).mean() > 0.001  # ink
-        return kept[-1]
+    class Recorded(figures.Figure):
+        def savefig(self, path, **options):
+            drawn.append(self)
+            if rendering:
+                super().savefig(path, **options)
+            else:
+                Path(path).touch()
 
-    monkeypatch.setattr(figures, "Figure", Kept)
+    def draw(function, *arguments, render=True, **options):
+        nonlocal rendering
+        rendering, path = render, tmp_path / "figure.png"
+        function(*arguments, path, **options)
+        if render:
+            with Image.open(path) as image:
+                assert image.format == "PNG"
+                assert min(image.size) > 100
+                assert (np.asarray(image.convert("L")) < 128).mean() > 0.001  # ink
+        return drawn[-1]
+
+    monkeypatch.setattr(figures, "Figure", Recorded)
     monkeypatch.setattr(figures, "TSNE", partial(figures.TSNE, max_iter=300))
     with threadpool_limits(1):  # on a busy machine, t-SNE's threads wait for each other
         yield draw
@@ -49,9 +58,9 @@ def texts(figure):
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
-def test_the_curves_are_those_of_the_history_over_whole_epochs_from_1(epochs, drawn):
+def test_the_curves_show_the_history_over_the_epochs_from_1(epochs, draw):
     history = {name: np.random.default_rng(len(name)).random(epochs).tolist() for name in (*CURVES, "other")}
-    figure = drawn(figures.training_curves, history)
+    figure = draw(figures.training_curves, history, render=epochs == 1)
     lines = [line for axes in figure.axes for line in axes.get_lines()]
     assert [line.get_ydata().tolist() for line in lines] == [history[name] for name in CURVES]
     assert all(line.get_xdata().tolist() == list(range(1, epochs + 1)) for line in lines)
@@ -59,19 +68,22 @@ def test_the_curves_are_those_of_the_history_over_whole_epochs_from_1(epochs, dr
     assert (ticks == ticks.round()).all()
 
 
-@pytest.mark.parametrize(("classes", "count", "right"), [(2, 3, 1), (2, 3, 0), (30, 400, 0.6), (150, 400, 0.6)])
-def test_the_confusion_matrix_is_that_of_a_plain_loop(classes, count, right, drawn):
+@pytest.mark.parametrize(
+    ("classes", "count", "correct", "render"),
+    [(2, 3, 1, True), (2, 3, 0, False), (30, 200, 0.6, False), (31, 200, 0.6, True)],
+)
+def test_the_confusion_matrix_equals_that_of_a_plain_loop(classes, count, correct, render, draw):
     generator = np.random.default_rng(classes)
     labels = generator.integers(0, classes - 1, count)  # none of the last class
     wrong = (labels + generator.integers(1, classes, count)) % classes
-    predicted = np.where(generator.random(count) < right, labels, wrong)
+    predicted = np.where(generator.random(count) < correct, labels, wrong)
     expected = np.zeros((classes, classes))
     for label, prediction in zip(labels, predicted, strict=True):
         expected[label, prediction] += 1 / (labels == label).sum()
     names = [f"class {number}" for number in range(classes)]
-    axes = drawn(figures.confusion_matrix, labels, predicted, names).axes[0]
+    axes = draw(figures.confusion_matrix, labels, predicted, names, render=render).axes[0]
     np.testing.assert_allclose(axes.images[0].get_array(), expected, atol=1e-9)
-    assert axes.get_title() == f"Test images: {sum(labels == predicted) / count:.1%} right"
+    assert axes.get_title() == f"Test images: {sum(labels == predicted) / count:.1%} correct"
     if classes <= 30:
         percentages = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
         assert percentages == {place: f"{value:.0%}" for place, value in np.ndenumerate(expected)}
@@ -81,92 +93,156 @@ def test_the_confusion_matrix_is_that_of_a_plain_loop(classes, count, right, dra
         assert len(axes.texts) == len(axes.get_xticks()) == len(axes.get_yticks()) == 0
 
 
+def points(axes):
+    """Positions and colours of the points in a panel of the map."""
+    return axes.collections[0].get_offsets().data, [tuple(each) for each in axes.collections[0].get_facecolors()]
+
+
 @pytest.mark.parametrize("classes", [2, 30, 150])
-def test_the_map_keeps_clusters_apart_and_colours_them_as_the_legend_says(classes, drawn):
+def test_both_panels_of_the_map_colour_the_images_as_the_legend_does(classes, draw):
     labels = np.random.default_rng(0).permutation(np.resize(np.arange(classes), max(classes, 41)))
-    embeddings = np.eye(classes)[labels] + 0.001 * np.random.default_rng(1).normal(size=(len(labels), classes))
+    embeddings = np.random.default_rng(1).normal(size=(2, len(labels), 8))
     names = [f"class {number}" for number in range(classes)]
-    axes = drawn(figures.embedding_map, embeddings, labels, names).axes[0]
-    places, colours = axes.collections[0].get_offsets().data, axes.collections[0].get_facecolors()
-    points = [tuple(colour) for colour in colours]
-    assert len(set(points)) == classes
-    if classes == 2:
-        distances = ((places[:, None] - places) ** 2).sum(axis=2) + np.diag([np.inf] * len(labels))
-        assert (colours[distances.argmin(axis=1)] == colours).all()
-    if classes <= 30:
-        legend = axes.get_legend()
-        assert [text.get_text().strip() for text in legend.get_texts()] == names
-        counts = [points.count(tuple(handle.get_facecolor()[0])) for handle in legend.legend_handles]
-        assert counts == np.bincount(labels).tolist()
-    else:
-        assert axes.get_legend() is None
+    figure = draw(figures.embedding_map, *embeddings, labels, names, render=False)
+    assert [axes.get_title() for axes in figure.axes] == ["Before training", "After training"]
+    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    assert len(legends) == (classes <= 30)
+    for axes in figure.axes:
+        _, colours = points(axes)
+        assert len(set(colours)) == classes
+        for legend in legends:
+            assert [text.get_text().strip() for text in legend.get_texts()] == names
+            counts = [colours.count(tuple(handle.get_facecolor()[0])) for handle in legend.legend_handles]
+            assert counts == np.bincount(labels).tolist()
+
+
+@pytest.mark.parametrize("clustered", [0, 1])
+def test_clusters_stay_apart_in_the_panel_of_their_embeddings(clustered, draw):
+    generator = np.random.default_rng(0)
+    labels = generator.permutation(np.resize([0, 1], 41))
+    embeddings = generator.normal(size=(2, 41, 2))
+    embeddings[clustered] = np.eye(2)[labels] + 0.001 * embeddings[clustered]
+    figure = draw(figures.embedding_map, *embeddings, labels, ["a", "b"], render=False)
+    for panel, axes in enumerate(figure.axes):
+        places, colours = points(axes)
+        distances = ((places[:, None] - places) ** 2).sum(axis=2) + np.diag([np.inf] * 41)
+        same = [colours[nearest] == colour for nearest, colour in zip(distances.argmin(axis=1), colours, strict=True)]
+        assert all(same) == (panel == clustered)
+
+
+def test_both_panels_of_the_map_show_the_same_random_images(draw):
+    embeddings = np.random.default_rng(0).normal(size=(2, 50, 4))
+    names = [f"class {number}" for number in range(50)]  # each image has its own class and colour
+
+    def colours_of(seed):
+        figure = draw(figures.embedding_map, *embeddings, np.arange(50), names, seed=seed, most=20, render=False)
+        assert any(text.startswith("t-SNE of the embeddings of 20 test images") for text in texts(figure))
+        before, after = (points(axes)[1] for axes in figure.axes)
+        assert before == after
+        assert len(set(before)) == 20
+        return set(before)
+
+    assert colours_of(0) != colours_of(1)
 
 
 @pytest.mark.parametrize("embeddings", [np.ones((1, 8)), np.eye(3), np.eye(4), np.ones((5, 8))])
-def test_a_map_of_few_images_or_equal_embeddings_is_drawn(embeddings, drawn):
-    figure = drawn(figures.embedding_map, embeddings, np.arange(len(embeddings)) % 2, ["a", "b"])
-    assert f"t-SNE of the embeddings of {len(embeddings)} test images" in texts(figure)
+def test_a_map_of_few_images_or_equal_embeddings_is_drawn(embeddings, draw):
+    count = len(embeddings)
+    figure = draw(
+        figures.embedding_map, embeddings, embeddings, np.arange(count) % 2, ["a", "b"], render=count in (1, 5)
+    )
+    assert any(text.startswith(f"t-SNE of the embeddings of {count} test images") for text in texts(figure))
+    for axes in figure.axes:
+        if count > 3:  # fewer have no t-SNE
+            places, _ = points(axes)
+            assert places.shape == (count, 2) and np.isfinite(places).all()
 
 
-def neighbour_data(count, right, neighbours, classes=3):
-    """Random images whose first pixel is their number, and what was predicted for the first half of them."""
-    generator = np.random.default_rng(count + right)
+def neighbour_data(count, correct, neighbours, classes=3):
+    """Random test and training images whose first pixel is their number, predictions, and random neighbours."""
+    generator = np.random.default_rng(count + correct)
     images = generator.integers(0, 256, (2 * count, 3, 6, 5), "uint8")
     images[:, 0, 0, 0] = np.arange(2 * count)
     labels = generator.integers(0, classes, 2 * count)
-    predicted = (labels[:count] + (np.arange(count) >= right)) % classes
+    predicted = (labels[:count] + (generator.permutation(count) >= correct)) % classes
     nearest = np.stack([generator.permutation(count)[:neighbours] for _ in range(count)])
     return Images(images[:count], labels[:count]), predicted, Images(images[count:], labels[count:]), nearest
 
 
-# Of each case: test images, how many of them predicted rightly, neighbours; how many right and wrong ones are drawn.
-PAGES = [(40, 20, 10, 5, 5), (40, 38, 2, 8, 2), (40, 1, 2, 1, 9), (3, 3, 3, 3, 0), (3, 0, 1, 0, 3), (1, 0, 1, 0, 1)]
+def queries_of(part, columns):
+    """Numbers of the test images in a part of the page, one a row."""
+    return [int(axes.images[0].get_array()[0, 0, 0]) for axes in part.axes[:: columns + 1]]
 
 
-@pytest.mark.parametrize(("count", "right", "neighbours", "drawn_right", "drawn_wrong"), PAGES)
-def test_the_page_frames_and_names_images_by_their_class(count, right, neighbours, drawn_right, drawn_wrong, drawn):
-    test, predicted, train, nearest = neighbour_data(count, right, neighbours)
+# By hand: test images, how many of them are predicted correctly, neighbours, rows; then the correct and wrong
+# predictions in the random sample, and the wrong predictions in the second part.
+PAGES = [
+    (40, 20, 1, 4, 2, 2, 4),  # half are wrong
+    (40, 38, 1, 6, 6, 0, 2),  # 6 * 2/40 = 0.3
+    (40, 1, 1, 3, 1, 2, 3),  # 3 * 39/40 = 2.925
+    (12, 8, 2, 3, 2, 1, 3),  # 3 * 4/12 = 1
+    (12, 9, 1, 3, 3, 0, 3),  # 3 * 3/12 = 0.75
+    (12, 8, 10, 1, 1, 0, 1),
+    (3, 3, 3, 6, 3, 0, 0),
+    (3, 0, 1, 6, 0, 3, 3),
+    (1, 0, 1, 6, 0, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("count", "correct", "neighbours", "rows", "sample_correct", "sample_wrong", "wrong"), PAGES)
+def test_the_page_shows_a_fair_sample_and_then_wrong_predictions(
+    count, correct, neighbours, rows, sample_correct, sample_wrong, wrong, draw
+):
+    test, predicted, train, nearest = neighbour_data(count, correct, neighbours)
     names, columns = ["cat", "dog", "owl"], min(neighbours, 8)
-    figure = drawn(figures.neighbour_page, test, predicted, train, nearest, names)
-    grid = np.array(figure.axes).reshape(-1, columns + 1)
-    shown = [[axes.images[0].get_array() for axes in row] for row in grid]
-    queries = [int(row[0][0, 0, 0]) for row in shown]
-    verdicts = ["tab:green" if predicted[query] == test.labels[query] else "tab:red" for query in queries]
-    assert len(set(queries)) == len(queries)
-    assert (verdicts.count("tab:green"), verdicts.count("tab:red")) == (drawn_right, drawn_wrong)
-    for query, verdict, images, row in zip(queries, verdicts, shown, grid, strict=True):
-        for channel in range(3):
-            assert (images[0][:, :, channel] == test.images[query, channel]).all()
-        assert (row[0].get_title(), row[0].get_xlabel()) == (names[test.labels[query]], f"→ {names[predicted[query]]}")
-        assert same_color(row[0].xaxis.label.get_color(), verdict)
-        references = [int(image[0, 0, 0]) - count for image in images[1:]]
-        assert references == nearest[query, :columns].tolist()
-        for reference, axes in zip(references, row[1:], strict=True):
-            assert axes.get_title() == names[train.labels[reference]]
-            frame = "tab:green" if train.labels[reference] == test.labels[query] else "tab:red"
-            assert all(same_color(spine.get_edgecolor(), frame) for spine in axes.spines.values())
+    options = {} if rows == 6 else {"rows": rows}  # 6 is the default
+    figure = draw(figures.neighbour_page, test, predicted, train, nearest, names, render=neighbours == 10, **options)
+    parts, is_wrong = figure.subfigs, predicted != test.labels
+    assert len(parts) == (2 if wrong else 1)
+    assert is_wrong[queries_of(parts[0], columns)].sum() == sample_wrong
+    assert len(queries_of(parts[0], columns)) == sample_correct + sample_wrong
+    assert "andom" in parts[0].get_suptitle()
+    if wrong:
+        assert is_wrong[queries_of(parts[1], columns)].tolist() == [True] * wrong
+        assert f" {count - correct} of {count} test images" in parts[1].get_suptitle()
+    for part in parts:
+        queries = queries_of(part, columns)
+        assert len(set(queries)) == len(queries)
+        for query, row in zip(queries, np.reshape(part.axes, (-1, columns + 1)), strict=True):
+            np.testing.assert_array_equal(row[0].images[0].get_array(), test.images[query].transpose(1, 2, 0))
+            assert row[0].get_title() == names[test.labels[query]]
+            assert row[0].get_xlabel() == f"→ {names[predicted[query]]}"
+            assert same_color(row[0].xaxis.label.get_color(), "tab:red" if is_wrong[query] else "tab:green")
+            references = [int(axes.images[0].get_array()[0, 0, 0]) - count for axes in row[1:]]
+            assert references == nearest[query, :columns].tolist()
+            for reference, axes in zip(references, row[1:], strict=True):
+                assert axes.get_title() == names[train.labels[reference]]
+                frame = "tab:green" if train.labels[reference] == test.labels[query] else "tab:red"
+                assert all(same_color(spine.get_edgecolor(), frame) for spine in axes.spines.values())
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # Matplotlib's own font has no Chinese, and draws a box
-def test_class_names_are_drawn_as_they_are_written(drawn):
+def test_class_names_are_drawn_as_they_are_written(draw):
     names = ["$x^$", "_hidden", "a$b", "$5 or $6", r"a\$b", "crème brûlée", "猫", r"$\frac$"]
     labels = np.arange(8)
     images = Images(np.zeros((8, 3, 6, 5), "uint8"), labels)
-    page = texts(drawn(figures.neighbour_page, images, labels, images, labels[:, None], names))
+    page = texts(draw(figures.neighbour_page, images, labels, images, labels[:, None], names, rows=8))
     assert [page.count(name) for name in names] == [2] * 8
     assert {f"→ {name}" for name in names} <= set(page)
-    assert set(names) <= set(texts(drawn(figures.confusion_matrix, labels, labels, names)))
-    assert set(names) <= set(texts(drawn(figures.embedding_map, np.eye(8), labels, names)))
+    assert set(names) <= set(texts(draw(figures.confusion_matrix, labels, labels, names)))
+    assert set(names) <= set(texts(draw(figures.embedding_map, np.eye(8), np.eye(8), labels, names)))
 
 
-def test_a_seed_draws_the_same_and_another_seed_another(drawn, tmp_path):
-    test, predicted, train, nearest = neighbour_data(6, 3, 1)
-    written = []
-    for seed in (3, 3, 4):
-        figures.neighbour_page(test, predicted, train, nearest, ["a", "b", "c"], tmp_path / "page.png", seed)
-        figures.embedding_map(np.eye(6), test.labels, ["a", "b", "c"], tmp_path / "map.png", seed)
-        written.append([(tmp_path / name).read_bytes() for name in ("page.png", "map.png")])
-    first, again, other = written
+def test_page_and_map_are_reproducible_from_the_seed(draw):
+    test, predicted, train, nearest = neighbour_data(9, 4, 1)
+    names, embeddings = ["a", "b", "c"], np.random.default_rng(0).normal(size=(9, 3))
+
+    def drawn(seed):
+        page = draw(figures.neighbour_page, test, predicted, train, nearest, names, seed=seed, rows=2, render=False)
+        points_of = draw(figures.embedding_map, embeddings, embeddings, test.labels, names, seed=seed, render=False)
+        return [queries_of(part, 1) for part in page.subfigs], [points(axes)[0].tolist() for axes in points_of.axes]
+
+    first, again, other = (drawn(seed) for seed in (3, 3, 4))
     assert first == again
     assert first[0] != other[0]
     assert first[1] != other[1]

@@ -1,20 +1,21 @@
-"""The network: what it is given, what trains, which weights it takes, and that it can be loaded again alone."""
+"""The network: preprocessing, what trains, which weights fit, and that a saved model needs nothing of this project."""
 
 import os
 import re
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+from processes import run_python
 
-from backbones import BACKBONES
-from command_line import InputError
 from fine_tune_model import data_generator, fine_tuned_models, triplet_model
+from pipeline.errors import InputError
+from pipeline.settings.backbones import BACKBONES
+
+IMAGENET_MEANS = np.array([103.939, 116.779, 123.68], "float32")  # of blue, green and red
 
 
-def random_images(count, size=32, seed=0):
+def random_images(count, size=16, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 3, size, size)).astype("uint8")
 
 
@@ -27,30 +28,72 @@ def backbone_of(model):
 
 
 def small_model(**settings):
-    return fine_tuned_models(**{"input_shape": (3, 32, 32), "image_size": 32, "backbone": "MobileNet", **settings})
+    """A model from random weights, of SmallConvNet at 16 pixels where the test does not need another network."""
+    defaults = {
+        "input_shape": (3, 16, 16),
+        "image_size": 16,
+        "backbone": "SmallConvNet",
+        "weights": "none",
+        "frozen_layers": 0,
+        "embedding_size": 8,
+    }
+    return fine_tuned_models(**{**defaults, **settings})
+
+
+def expected_embeddings(model, features):
+    """The embedding head with its initial batch normalisation statistics, computed with NumPy."""
+    kernel, bias = model.get_layer("embedding").get_weights()
+    embeddings = features / np.sqrt(1 + 1e-3) @ kernel + bias
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def small():
+    keras.utils.set_random_seed(0)
+    return small_model()
 
 
 @pytest.fixture(scope="module")
 def resnet():
     keras.utils.set_random_seed(0)
-    return fine_tuned_models((3, 32, 32), 32, weights="none", frozen_layers=15, embedding_size=16)
+    return small_model(backbone="ResNet50", input_shape=(3, 32, 32), image_size=32, frozen_layers=15)
 
 
-def test_raw_images_become_unit_vectors(resnet):
-    embeddings = embed(resnet, random_images(3))
+@pytest.fixture(scope="module")
+def misfits(small):
+    """Models whose weights do not fit `small`."""
+    return {
+        "of another backbone": small_model(backbone="MobileNet", image_size=32),
+        "of another embedding size": small_model(embedding_size=9),
+        "cut off": small,
+    }
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("SmallConvNet", 8), ("VGG16", 32), ("InceptionV3", 75)])
+def test_raw_images_become_unit_vectors(backbone, size):
+    embeddings = embed(small_model(backbone=backbone, image_size=size, embedding_size=16), random_images(3))
     assert embeddings.shape == (3, 16)
     assert embeddings.dtype == "float32"
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
     assert np.abs(embeddings[0] - embeddings[1]).max() > 1e-4
 
 
-def test_calling_a_model_with_random_weights_changes_nothing(resnet):
-    """A layer that takes itself to be in training would have all batch normalisations follow it."""
-    before = resnet.get_weights()
-    first, second = embed(resnet, random_images(3)), embed(resnet, random_images(3))
+def test_small_conv_net_has_the_depth_and_the_smallest_size_of_its_table_entry():
+    layers, smallest = BACKBONES["SmallConvNet"]
+    backbone = backbone_of(small_model(image_size=smallest, frozen_layers=layers))
+    assert len(backbone.layers) == layers == 18
+    assert backbone.input_shape == (None, 3, 8, 8)  # channels first
+    assert backbone.output_shape == (None, 128, 2, 2)
+
+
+def test_calling_a_model_with_random_weights_changes_nothing(small):
+    """A layer that behaves as in training would make all batch normalisations do the same."""
+    before = small.get_weights()
+    images = random_images(3)
+    first, second = embed(small, images), embed(small, images)
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_allclose(resnet.predict(random_images(3), verbose=0), first, atol=1e-5)
-    for now, then in zip(resnet.get_weights(), before, strict=True):
+    np.testing.assert_allclose(small.predict(images, verbose=0), first, atol=1e-5)
+    for now, then in zip(small.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
 
@@ -60,84 +103,81 @@ def test_the_first_15_layers_of_resnet50_are_frozen_and_no_others(resnet):
     assert [layer.trainable for layer in backbone.layers] == [False] * 15 + [True] * 160
 
 
-def test_frozen_layers_do_not_move_in_training_and_the_others_do():
-    model = small_model(weights="none", frozen_layers=15)
-    convolutions = [layer for layer in backbone_of(model).layers if isinstance(layer, keras.layers.Conv2D)]
-    before = [layer.get_weights()[0] for layer in convolutions]
-    model.compile("adam", "mse", jit_compile=False)
-    model.train_on_batch(random_images(8), np.ones((8, 128), "float32"))
-    moved = [np.abs(layer.get_weights()[0] - old).max() > 0 for layer, old in zip(convolutions, before, strict=True)]
-    frozen = sum(layer in backbone_of(model).layers[:15] for layer in convolutions)
-    assert frozen > 1
-    assert moved == [False] * frozen + [True] * (len(moved) - frozen)
+def test_frozen_layers_do_not_change_in_training_and_the_others_do():
+    model = small_model(frozen_layers=8)  # two of the five pairs of convolution and batch normalisation
+    layers = [layer for layer in backbone_of(model).layers if layer.weights]
+    before = [layer.get_weights() for layer in layers]
+    model.compile("adam", "mse", run_eagerly=True)  # faster than compiling for one step
+    model.train_on_batch(random_images(8), np.ones((8, 8), "float32"))
+    for number, (layer, old) in enumerate(zip(layers, before, strict=True)):
+        changed = [bool((now != then).any()) for now, then in zip(layer.get_weights(), old, strict=True)]
+        assert changed == [number >= 4] * len(old), layer.name
 
 
 @pytest.mark.parametrize(
-    ("backbone", "size", "expected"),
+    ("backbone", "expected"),
     [
-        ("ResNet50", 32, [30 - 103.939, 20 - 116.779, 10 - 123.68]),  # blue, green, red, less ImageNet's means
-        ("VGG16", 32, [30 - 103.939, 20 - 116.779, 10 - 123.68]),
-        ("InceptionV3", 75, [10 / 127.5 - 1, 20 / 127.5 - 1, 30 / 127.5 - 1]),
+        ("ResNet50", [30, 20, 10] - IMAGENET_MEANS),  # blue, green, red
+        ("VGG16", [30, 20, 10] - IMAGENET_MEANS),
+        ("InceptionV3", np.array([10, 20, 30]) / 127.5 - 1),
+        ("SmallConvNet", np.array([10, 20, 30]) / 127.5 - 1),
     ],
 )
-def test_each_backbone_gets_its_own_preprocessing(backbone, size, expected):
-    images = np.tile(np.array([10, 20, 30], "uint8")[:, None, None], (1, 1, size, size))
-    given, _ = next(data_generator(images, np.zeros(1), 1, size, backbone=backbone))
-    assert given.shape == (1, 3, size, size)
-    np.testing.assert_allclose(given[0].reshape(3, -1).T, np.tile(expected, (size * size, 1)), rtol=1e-5)
+def test_each_backbone_has_its_own_preprocessing(backbone, expected):
+    images = np.tile(np.array([10, 20, 30], "uint8")[:, None, None], (1, 1, 8, 8))
+    batch, _ = next(data_generator(images, np.zeros(1), 1, 8, backbone=backbone))
+    assert batch.shape == (1, 3, 8, 8)
+    np.testing.assert_allclose(batch[0].reshape(3, -1).T, np.tile(expected, (8 * 8, 1)), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("backbone", "size"), [("VGG16", 32), ("InceptionV3", 75)])
-def test_other_backbones_embed_too(backbone, size):
-    embeddings = embed(fine_tuned_models((3, 32, 32), size, "scale", backbone, "none", 15, 8), random_images(2))
-    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+def test_the_preprocessing_of_small_conv_net_maps_bytes_to_minus_1_to_1():
+    images = np.tile(np.arange(256, dtype="uint8").reshape(1, 1, 16, 16), (1, 3, 1, 1))
+    batch, _ = next(data_generator(images, np.zeros(1), 1, 16, backbone="SmallConvNet"))
+    np.testing.assert_allclose(batch.reshape(3, 256), np.tile(np.linspace(-1, 1, 256), (3, 1)), atol=1e-6)
 
 
 def test_images_are_scaled_up_between_pixel_centres():
     """Twice the size: new pixels lie a quarter and three quarters between old ones, and the border repeats."""
     image = np.zeros((1, 3, 16, 16), "uint8")
     image[:, :, :, 8:] = 100
-    (given, _) = next(data_generator(image, np.zeros(1), 1, 32, backbone="InceptionV3"))
-    row = (given[0, 0, 5] + 1) * 127.5
+    batch, _ = next(data_generator(image, np.zeros(1), 1, 32, backbone="SmallConvNet"))
+    row = (batch[0, 0, 5] + 1) * 127.5
     np.testing.assert_allclose(row[:18], [0] * 15 + [25, 75, 100], atol=1e-3)
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 7), (32, 32), (64, 32)])
 def test_padding_centres_images_on_black(height, width):
     image = np.full((1, 3, height, width), 255, "uint8")
-    (given, _) = next(data_generator(image, np.zeros(1), 1, 32, fit="pad", backbone="InceptionV3"))
-    pixels = np.rint((given[0, 0] + 1) * 127.5)
-    tall, wide = (height, width) if height <= 32 else (32, 16)  # made smaller only where too large
+    batch, _ = next(data_generator(image, np.zeros(1), 1, 32, fit="pad", backbone="SmallConvNet"))
+    pixels = np.rint((batch[0, 0] + 1) * 127.5)
+    tall, wide = (height, width) if height <= 32 else (32, 16)  # only images that are too large are shrunk
     expected = np.zeros((32, 32))
     top, left = (32 - tall) // 2, (32 - wide) // 2
     expected[top : top + tall, left : left + wide] = 255
     np.testing.assert_array_equal(pixels, expected)
 
 
-def test_the_generator_gives_the_backbone_what_the_model_gives_it():
+def test_the_generator_preprocesses_as_the_model_does():
+    """From 20 pixels, so that both resize."""
     images = random_images(5, 20)
-    model = fine_tuned_models((3, 20, 20), 32, "scale", "VGG16", "none", 0)
-    backbone = backbone_of(model)
-    given, labels = next(data_generator(images, np.arange(5), 5, 32, backbone="VGG16"))
-    features = keras.ops.convert_to_numpy(backbone(given)).mean(axis=(2, 3))
-    kernel, bias = model.get_layer("embedding").get_weights()
-    expected = features @ kernel + bias
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(embed(model, images)[labels], expected, atol=1e-5)
+    model = small_model(input_shape=(3, 20, 20))
+    batch, labels = next(data_generator(images, np.arange(5), 5, 16, backbone="SmallConvNet"))
+    features = keras.ops.convert_to_numpy(backbone_of(model)(batch)).mean(axis=(2, 3))
+    np.testing.assert_allclose(embed(model, images)[labels], expected_embeddings(model, features), atol=1e-5)
 
 
-def test_the_generator_yields_every_image_once_a_pass_in_a_new_order():
+def test_the_generator_yields_every_image_once_an_epoch_in_a_new_order():
     images = np.arange(7, dtype="uint8")[:, None, None, None] * np.ones((1, 3, 4, 4), "uint8")
-    generator = data_generator(images, np.arange(7), 3, 4, backbone="InceptionV3")
-    passes = []
+    generator = data_generator(images, np.arange(7), 3, 4, backbone="SmallConvNet")
+    epochs = []
     for _ in range(3):
         batches = [next(generator) for _ in range(3)]
         assert [len(labels) for _, labels in batches] == [3, 3, 1]
-        for given, labels in batches:
-            np.testing.assert_allclose((given[:, 0, 0, 0] + 1) * 127.5, labels, atol=1e-4)
-        passes.append(np.concatenate([labels for _, labels in batches]).tolist())
-        assert sorted(passes[-1]) == list(range(7))
-    assert passes[0] != passes[1] != passes[2]
+        for batch, labels in batches:
+            np.testing.assert_allclose((batch[:, 0, 0, 0] + 1) * 127.5, labels, atol=1e-4)
+        epochs.append(np.concatenate([labels for _, labels in batches]).tolist())
+        assert sorted(epochs[-1]) == list(range(7))
+    assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_the_generator_refuses_images_without_labels():
@@ -146,74 +186,88 @@ def test_the_generator_refuses_images_without_labels():
             next(data_generator(images, np.array(labels), 2))
 
 
-def test_weights_of_a_channels_last_network_give_the_same_embeddings(tmp_path):
-    """The ImageNet files are such."""
+@pytest.mark.parametrize(
+    ("backbone", "preprocess"),
+    [
+        ("ResNet50", lambda images: images[:, ::-1] - IMAGENET_MEANS[:, None, None]),
+        ("SmallConvNet", lambda images: images / 127.5 - 1),
+    ],
+    ids=["ResNet50", "SmallConvNet"],
+)
+def test_weights_of_a_channels_last_network_give_the_same_embeddings(backbone, preprocess, tmp_path):
+    """Keras' ImageNet weights are of channels-last networks."""
     keras.config.set_image_data_format("channels_last")
     try:
-        last = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(32, 32, 3))
+        last = backbone_of(small_model(backbone=backbone, input_shape=(32, 32, 3), image_size=32))
     finally:
         keras.config.set_image_data_format("channels_first")
     last.save_weights(tmp_path / "last.weights.h5")
-    model = fine_tuned_models((3, 32, 32), 32, weights=str(tmp_path / "last.weights.h5"), embedding_size=8)
-    images = random_images(4)
-    given = images.astype("float32")[:, ::-1] - np.array([103.939, 116.779, 123.68], "float32")[:, None, None]
-    features = keras.ops.convert_to_numpy(last(given.transpose(0, 2, 3, 1), training=False)).mean(axis=(1, 2))
-    kernel, bias = model.get_layer("embedding").get_weights()
-    expected = features @ kernel + bias
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(embed(model, images), expected, atol=1e-5)
+    path = str(tmp_path / "last.weights.h5")
+    model = small_model(backbone=backbone, input_shape=(3, 32, 32), image_size=32, weights=path)
+    images = random_images(4, 32)
+    preprocessed = preprocess(images.astype("float32")).transpose(0, 2, 3, 1)
+    features = keras.ops.convert_to_numpy(last(preprocessed, training=False)).mean(axis=(1, 2))
+    np.testing.assert_allclose(embed(model, images), expected_embeddings(model, features), atol=1e-5)
     norms = [layer for layer in backbone_of(model).layers if isinstance(layer, keras.layers.BatchNormalization)]
-    assert norms and not any(layer.trainable for layer in norms)  # as they came; see the docstring
+    assert norms and not any(layer.trainable for layer in norms)  # pre-trained statistics are kept
 
 
-def test_weights_of_an_earlier_run_go_on(tmp_path):
-    first = small_model(weights="none", frozen_layers=0)
-    first.save_weights(tmp_path / "best.weights.h5")
-    again = small_model(weights=str(tmp_path / "best.weights.h5"))
+@pytest.mark.parametrize("name", ["best.weights.h5", "embedding_model.keras"])
+def test_weights_of_an_earlier_run_give_its_embeddings(small, name, tmp_path):
+    (small.save_weights if "weights" in name else small.save)(tmp_path / name)
     images = random_images(3)
-    np.testing.assert_allclose(embed(again, images), embed(first, images), atol=1e-6)
+    loaded, fresh = (embed(small_model(weights=weights), images) for weights in (str(tmp_path / name), "none"))
+    np.testing.assert_allclose(loaded, embed(small, images), atol=1e-6)
+    assert np.abs(fresh - loaded).max() > 1e-2
 
 
-def test_weights_of_an_efficientnet_that_began_with_those_of_imagenet_go_on(tmp_path, monkeypatch):
-    """Keras builds it with one layer more for "imagenet", which has no weights that could be missed in the file."""
-    keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(3, 32, 32)).save_weights(
-        tmp_path / "notop.weights.h5"
-    )
-    monkeypatch.setattr(
-        "keras.src.applications.efficientnet.file_utils.get_file",
-        lambda *names, **settings: str(tmp_path / "notop.weights.h5"),
-    )
-    first = small_model(backbone="EfficientNetB0", weights="imagenet")
+def test_weights_of_a_run_from_imagenet_weights_fit_an_efficientnet(tmp_path, monkeypatch):
+    """Keras builds it with one more layer for "imagenet", which has no weights that could be missing in the file."""
+    layers, smallest = BACKBONES["EfficientNetB0"]
+    assert len(backbone_of(small_model(backbone="EfficientNetB0", image_size=smallest)).layers) == layers
+    efficientnet = "keras.src.applications.efficientnet"
+    blocks = keras.src.applications.efficientnet.DEFAULT_BLOCKS_ARGS
+    monkeypatch.setattr(f"{efficientnet}.DEFAULT_BLOCKS_ARGS", blocks[:1])  # one of seven, for speed
+    path = tmp_path / "notop.weights.h5"
+    keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(3, 32, 32)).save_weights(path)
+    monkeypatch.setattr(f"{efficientnet}.file_utils.get_file", lambda *names, **settings: str(path))
+    first = small_model(backbone="EfficientNetB0", image_size=32, weights="imagenet")
     first.save(tmp_path / "run.keras")
+    second = small_model(backbone="EfficientNetB0", image_size=32, weights=str(tmp_path / "run.keras"))
     images = random_images(3)
-    again = small_model(backbone="EfficientNetB0", weights=str(tmp_path / "run.keras"))
-    np.testing.assert_allclose(embed(again, images), embed(first, images), atol=1e-6)
-    assert len(backbone_of(again).layers) == len(backbone_of(first).layers) == BACKBONES["EfficientNetB0"][0]
+    np.testing.assert_allclose(embed(second, images), embed(first, images), atol=1e-6)
+    assert len(backbone_of(second).layers) == len(backbone_of(first).layers)
 
 
-@pytest.mark.parametrize("name", ["other.weights.h5", "other.h5", "other.keras", "other.npz"])
-@pytest.mark.parametrize("kind", ["of another network", "cut off", "no weights at all", "empty"])
-def test_a_weights_file_that_does_not_fit_is_refused_by_name(kind, name, tmp_path):
+@pytest.mark.parametrize("name", ["other.weights.h5", "other.h5", "other.keras"])
+@pytest.mark.parametrize(
+    "kind", ["of another backbone", "of another embedding size", "cut off", "no weights at all", "empty"]
+)
+def test_a_weights_file_that_does_not_fit_is_refused_by_name(misfits, kind, name, tmp_path):
     path = tmp_path / name
     if kind == "no weights at all":
         path.write_text("not HDF5")
     elif kind == "empty":
         path.touch()
-    elif name.endswith("npz"):
-        np.savez(path, kernel=np.zeros(3))
     else:
-        other = small_model(
-            weights="none", frozen_layers=0, backbone="VGG16" if kind == "of another network" else "MobileNet"
-        )
-        (other.save_weights if "weights" in name else other.save)(path)
+        model = misfits[kind]
+        (model.save_weights if "weights" in name else model.save)(path)
         if kind == "cut off":
             path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(InputError, match=rf"`WEIGHTS` must be .*Received: '.*{re.escape(name)}'"):
         small_model(weights=str(path))
 
 
+def test_a_numpy_file_is_refused_as_weights(tmp_path):
+    np.savez(tmp_path / "arrays.npz", kernel=np.zeros(3))
+    (tmp_path / "empty.npz").touch()
+    for name in ("arrays.npz", "empty.npz"):
+        with pytest.raises(InputError, match=rf"`WEIGHTS` must be .*Received: '.*{name}'"):
+            small_model(weights=str(tmp_path / name))
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path):
-    model = small_model(weights="none", frozen_layers=0)
+    model = small_model()
     model.set_weights([np.full_like(each, np.nan) for each in model.get_weights()])
     model.save(tmp_path / "diverged.keras")
     with pytest.raises(InputError, match="`WEIGHTS` must be a file of finite weights"):
@@ -235,41 +289,54 @@ def test_a_weights_file_runs_no_code(tmp_path):
         keras.saving.load_model(path)
     assert not os.path.exists(ran)
     keras.saving.load_model(path, safe_mode=False)
-    assert os.path.exists(ran)  # that it would have been seen
+    assert os.path.exists(ran)  # so the function does leave a trace when it runs
 
 
-def test_what_cannot_be_built_is_refused_in_a_sentence():
-    with pytest.raises(InputError, match=r"`BACKBONE` must be one of .*ResNet50.*Received: 'ResNet51'"):
+def test_a_network_that_cannot_be_built_is_refused_in_one_sentence():
+    with pytest.raises(InputError, match=r"`BACKBONE` must be one of SmallConvNet.*ResNet50.*Received: 'ResNet51'"):
         small_model(backbone="ResNet51")
-    with pytest.raises(InputError, match=r"`FROZEN_LAYERS` must be between 0 and 86 for MobileNet. Received: 87"):
-        small_model(weights="none", frozen_layers=87)
-    with pytest.raises(InputError, match=r"`IMAGE_SIZE` 31"):
-        small_model(weights="none", image_size=31)
+    with pytest.raises(InputError, match=r"`FROZEN_LAYERS` must be between 0 and 18 for SmallConvNet. Received: 19"):
+        small_model(frozen_layers=19)
+    with pytest.raises(InputError, match=r"`BACKBONE` MobileNet cannot be built for `IMAGE_SIZE` 31"):
+        small_model(backbone="MobileNet", image_size=31)
 
 
-def test_weights_that_cannot_be_downloaded_are_told_with_what_to_do(monkeypatch):
+@pytest.mark.parametrize(
+    ("reason", "address", "name"),
+    [
+        (
+            "URL fetch failure on https://storage.example/mobilenet_no_top.h5: None -- Name or service not known",
+            "https://storage.example/mobilenet_no_top.h5",
+            "mobilenet_no_top.h5",
+        ),
+        ("no connection", "their file", ""),
+    ],
+)
+def test_a_failed_download_of_weights_is_reported_with_the_way_out(reason, address, name, tmp_path, monkeypatch):
     real = keras.applications.MobileNet
-    address = "https://storage.example/mobilenet_1_0_224_tf_no_top.h5"
 
     def offline(weights, **settings):
         if weights == "imagenet":
-            raise Exception(f"URL fetch failure on {address}: None -- Name or service not known")
+            raise Exception(reason)
         return real(weights=weights, **settings)
 
     offline.__module__ = real.__module__
     monkeypatch.setattr(keras.applications, "MobileNet", offline)
-    with pytest.raises(InputError) as told:
-        small_model(weights="imagenet")
-    for part in (f"Put {address} by hand into", "models", "python init.py --dataset digits"):
-        assert part in str(told.value)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(InputError) as caught:
+        small_model(backbone="MobileNet", image_size=32, weights="imagenet")
+    message = str(caught.value)
+    assert message.startswith(f"The ImageNet weights of MobileNet could not be downloaded ({reason}).")
+    assert f"Download {address} by hand and save it as {tmp_path / 'models' / name}." in message
+    assert "python init.py --constants examples/digits.json" in message
 
 
 @pytest.mark.parametrize(("policy", "dtype"), [("mixed_float16", "float16"), ("mixed_bfloat16", "bfloat16")])
-def test_in_mixed_precision_the_backbone_alone_computes_in_16_bits(policy, dtype):
-    """Not run here: TensorFlow's CPU has no channels-first convolution in float16."""
+def test_in_mixed_precision_only_the_backbone_computes_in_16_bits(policy, dtype):
+    """Not run here: TensorFlow has no channels-first convolution in float16 on the CPU."""
     keras.config.set_dtype_policy(policy)
     try:
-        model = small_model(weights="none", frozen_layers=0)
+        model = small_model()
     finally:
         keras.config.set_dtype_policy("float32")
     assert {layer.compute_dtype for layer in backbone_of(model).layers} == {dtype}
@@ -279,22 +346,27 @@ def test_in_mixed_precision_the_backbone_alone_computes_in_16_bits(policy, dtype
         assert layer.output.dtype == "float32"
 
 
-def test_the_merge_model_embeds_each_branch_as_the_network_does():
-    model = small_model(weights="none", frozen_layers=0, embedding_size=8)
-    merged = embed(triplet_model(model), random_images(12).reshape(4, 3, 3, 32, 32))
+def test_the_merge_model_embeds_each_branch_as_the_network_does(small):
+    merged = embed(triplet_model(small), random_images(12).reshape(4, 3, 3, 16, 16))
     assert merged.shape == (4, 3, 8)
-    np.testing.assert_allclose(merged.reshape(12, 8), embed(model, random_images(12)), atol=1e-5)
+    np.testing.assert_allclose(merged.reshape(12, 8), embed(small, random_images(12)), atol=1e-5)
 
 
-def test_the_saved_model_loads_alone_in_a_fresh_process(resnet, tmp_path):
-    """With nothing of this project, and with Keras' own channels_last setting."""
-    resnet.save(tmp_path / "embedding_model.keras")
-    images = random_images(3)
-    np.save(tmp_path / "images.npy", images)
+def test_saved_models_load_in_a_fresh_process_without_this_project(resnet, small, tmp_path):
+    """And with Keras' own setting, channels_last."""
+    images = {"resnet": random_images(3, 32), "small": random_images(3, 16)}
+    np.savez(tmp_path / "images.npz", **images)
+    for name, model in (("resnet", resnet), ("small", small)):
+        model.save(tmp_path / f"{name}.keras")
     code = (
-        "import keras, numpy as np; model = keras.saving.load_model('embedding_model.keras'); "
-        "np.save('embeddings.npy', model.predict(np.load('images.npy'), verbose=0))"
+        "import importlib.util, keras, numpy as np\n"
+        "print(keras.config.image_data_format(), importlib.util.find_spec('pipeline'))\n"
+        "for name, images in np.load('images.npz').items():\n"
+        "    embeddings = keras.saving.load_model(f'{name}.keras')(images)\n"
+        "    np.save(f'{name}.npy', keras.ops.convert_to_numpy(embeddings))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": "", "KERAS_HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(tmp_path / "embeddings.npy"), embed(resnet, images), atol=1e-5)
+    done = run_python("-c", code, cwd=tmp_path, PYTHONPATH=None, KERAS_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["channels_last", "None"]
+    for name, model in (("resnet", resnet), ("small", small)):
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), embed(model, images[name]), atol=1e-5)

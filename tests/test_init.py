@@ -1,6 +1,5 @@
 """The script itself, run as its users run it, on folders of small images."""
 
-import ast
 import csv
 import json
 import os
@@ -14,49 +13,92 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import ROOT, SCRIPT, run_python, run_script
 
-import command_line
-import run_folder
+from pipeline.run_folder import FILES
 
-FOLDER = Path(__file__).resolve().parent.parent
-SMALL = (
-    "--backbone VGG16 --weights none --frozen-layers 0 --image-size 32 --precision float32 --augment none "
-    "--classes-per-batch 3 --images-per-class 4 --learning-rate 1e-4 --embedding-size 8 --neighbours 3"
+# What makes a run fast and free of downloads, and lets so few images suffice. Other constants keep their defaults.
+FAST = (
+    "--backbone SmallConvNet --weights none --image-size 16 --images-per-class 4 --epochs 3 --learning-rate 3e-3"
 ).split()
-one_process = pytest.mark.xdist_group("finished run")  # so that it is made once, with pytest -n too
-COLOURS = {"blue sky": (40, 60, 200), "grün": (30, 160, 60), "red": (200, 40, 30)}
+# With so few points, t-SNE is slower with more threads: on a busy machine, by most of a minute.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+ON_THE_CPU = {**ONE_THREAD, "CUDA_VISIBLE_DEVICES": ""}  # where runs are the same bit for bit
+STRIPES = {"level lines": (0, 1), "schräg": (1, 1), "upright": (1, 0)}  # class name -> direction of the wave: x, y
+EVERY_FILE = {*FILES, ".lock"} - {"controls.json"}  # only earlier versions wrote it
+one_process = pytest.mark.xdist_group("finished run")  # so that the fixtures run once, with pytest -n too
 
 
-def write_images(folder, count, seed=0):
-    """A folder of noisy images of one colour a class."""
+def write_images(folder, count, seed=0, noise=40):
+    """A folder of stripes in one direction a class, of random phase and colour, which raw pixels hardly separate."""
     generator = np.random.default_rng(seed)
-    for name, colour in COLOURS.items():
+    y, x = np.mgrid[:24, :24] * (2 * np.pi / 6)
+    for name, (right, down) in STRIPES.items():
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            noise = generator.normal(size=(24, 24, 3)) * 30
-            pixels = np.clip(np.array(colour) + noise, 0, 255).astype("uint8")
-            Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
+            wave = 60 * np.sin(right * x + down * y + generator.uniform(0, 2 * np.pi))
+            pixels = 128 + 30 * generator.normal(size=3) + wave[..., None] + noise * generator.normal(size=(24, 24, 3))
+            Image.fromarray(np.clip(pixels, 0, 255).astype("uint8")).save(folder / name / f"{number:03}.png")
 
 
-def run_script(*options, cwd, **environment):
-    command = [sys.executable, str(FOLDER / "init.py"), *map(str, options)]
-    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
+def constants_of(run):
+    return json.loads((run / "constants.json").read_text(encoding="utf-8"))
+
+
+def scores_of(run):
+    return json.loads((run / "report.json").read_text(encoding="utf-8"))
+
+
+def report_of(run):
+    return (run / "report.txt").read_text(encoding="utf-8")
+
+
+def changed_constants(one, another):
+    return {name for name in {*one, *another} if one.get(name) != another.get(name)}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run with the in-batch loss on a folder that the script splits itself."""
-    place = tmp_path_factory.mktemp("in_batch")
+    """A run with the in-batch loss on a folder that the script splits itself; the folder it ran in, and its process."""
+    place = tmp_path_factory.mktemp("runs")
     write_images(place / "pictures", 20)
-    done = run_script("--dataset", "pictures", "--epochs", 3, *SMALL, cwd=place)
+    done = run_script("--dataset", "pictures", *FAST, cwd=place, **ON_THE_CPU)
     assert done.returncode == 0, done.stderr
     return place, done
+
+
+@pytest.fixture(scope="module")
+def repeated(finished):
+    """The processes that repeat the finished run, from its constants.json, in the folder `second`.
+
+    The first is killed and the second is interrupted, each once it has written a checkpoint; the third ends the run.
+    """
+    place, _ = finished
+    command, processes, known = ["--constants", "run/constants.json", "--run-folder", "second"], [], set()
+    for number in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT, *command, "--checkpoint-minutes", "1e-6"],
+            cwd=place,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", **ON_THE_CPU},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        while process.poll() is None and set(place.glob("second/checkpoint-*")) <= known:
+            time.sleep(0.02)
+        process.send_signal(number)
+        output, errors = process.communicate()
+        assert not (place / "second" / "report.txt").exists(), errors
+        known = set(place.glob("second/checkpoint-*"))
+        processes.append(subprocess.CompletedProcess(process.args, process.returncode, output, errors))
+    return [*processes, run_script(*command, cwd=place, **ON_THE_CPU)]
 
 
 @one_process
 def test_a_run_prints_what_its_user_needs_to_see(finished):
     _, done = finished
-    assert "pixels, 3 classes: blue sky, grün, red" in done.stdout
+    assert "pixels; 3 classes: level lines, schräg, upright" in done.stdout
     for epoch in range(1, 4):
         assert f"Epoch {epoch}/3" in done.stdout
     for name in ("loss", "active_triplets", "positive_distance", "negative_distance", "val_accuracy"):
@@ -67,17 +109,32 @@ def test_a_run_prints_what_its_user_needs_to_see(finished):
 
 
 @one_process
+def test_a_run_prints_which_defaults_do_not_fit(finished):
+    place, done = finished
+    lines = done.stdout.splitlines()
+    assert "CLASSES_PER_BATCH = 8 is reduced to 3, the number of classes." in lines
+    assert any(line.startswith("FROZEN_LAYERS = 15 is not used, since the weights are random") for line in lines)
+    assert re.search(r"^Keras .* CPU \(no GPU found\), with precision float32$", done.stdout, re.MULTILINE)
+    assert "NEIGHBOURS" not in done.stdout
+    constants = constants_of(place / "run")
+    kept = {"CLASSES_PER_BATCH": 8, "FROZEN_LAYERS": 15, "NEIGHBOURS": 5, "PRECISION": "auto"}
+    assert {name: constants[name] for name in kept} == kept
+    assert constants["started with"]["precision"] == "float32"
+
+
+@one_process
 def test_a_run_folder_holds_everything(finished):
     place, done = finished
     run = place / "run"
-    assert {path.name for path in run.iterdir()} == {*run_folder.FILES, ".lock"}
-    scores = json.loads((run / "report.json").read_text())
+    assert {path.name for path in run.iterdir()} == EVERY_FILE
+    scores = scores_of(run)
     assert list(scores) == ["raw pixels", "before training", "after training", "classes after training"]
-    assert list(scores["classes after training"]) == list(COLOURS)
-    assert scores["after training"]["accuracy"] >= 0.9  # colours are easy
-    assert (run / "report.txt").read_text(encoding="utf-8").strip() in done.stdout
-    constants = json.loads((run / "constants.json").read_text())
-    assert constants["EPOCHS"] == 3 and constants["BACKBONE"] == "VGG16" and constants["MARGIN"] == 0.3
+    assert list(scores["classes after training"]) == list(STRIPES)
+    assert scores["after training"]["accuracy"] >= 0.8
+    assert scores["after training"]["MAP@R"] >= scores["before training"]["MAP@R"] + 0.2
+    assert report_of(run).strip() in done.stdout
+    constants = constants_of(run)
+    assert constants["EPOCHS"] == 3 and constants["BACKBONE"] == "SmallConvNet" and constants["MARGIN"] == 0.3
     with open(run / "history.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -86,171 +143,143 @@ def test_a_run_folder_holds_everything(finished):
         with Image.open(run / f"{name}.png") as figure:
             assert figure.width > 300
     saved = np.load(run / "references.npz")
-    assert saved["class_names"].tolist() == list(COLOURS)
-    assert saved["embeddings"].shape == (len(saved["labels"]), 8)
+    assert saved["class_names"].tolist() == list(STRIPES)
+    assert saved["embeddings"].shape == (len(saved["labels"]), 128)
     np.testing.assert_allclose(np.linalg.norm(saved["embeddings"], axis=1), 1, rtol=1e-5)
 
 
 @one_process
-def test_the_readme_tells_how_to_classify_new_images(finished):
-    """Its example, run in a fresh process on images that no run has seen."""
+def test_the_readmes_example_classifies_new_images(finished):
+    """In a fresh process, on images that no run has seen."""
     place, _ = finished
     code = next(
         block
-        for block in re.findall(r"```python\n(.*?)```", (FOLDER / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
         if "predict_classes" in block
     )
-    write_images(place / "new", 1, seed=1)
-    paths = [str(Path("new", name, "000.png")) for name in COLOURS]
+    write_images(place / "new", 1, seed=1, noise=10)
+    paths = [str(Path("new", name, "000.png")) for name in STRIPES]
     code, replaced = re.subn(r"paths = .*", f"paths = {paths!r}", code)
     assert replaced == 1
     (place / "classify.py").write_text(code, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER), "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        [sys.executable, "classify.py"], cwd=place, env=environment, capture_output=True, text=True, encoding="utf-8"
-    )
+    done = run_python("classify.py", cwd=place)
     assert done.returncode == 0, done.stderr
-    assert [re.search(rf"000\.png {name}$", done.stdout, re.MULTILINE) is not None for name in COLOURS] == [True] * 3
+    assert done.stdout.splitlines() == [f"{path} {name}" for path, name in zip(paths, STRIPES, strict=True)]
 
 
 @one_process
 def test_a_finished_run_is_shown_and_not_trained_again(finished):
     place, _ = finished
     before = {path.name: path.stat().st_mtime_ns for path in (place / "run").iterdir()}
-    done = run_script("--dataset", "pictures", "--epochs", 3, *SMALL, cwd=place)
+    done = run_script("--dataset", "pictures", *FAST, cwd=place)
     assert done.returncode == 0 and done.stderr == ""
-    assert "is finished; --start-afresh True" in done.stdout
-    assert (place / "run" / "report.txt").read_text(encoding="utf-8").strip() in done.stdout
+    assert "is finished; --overwrite trains it again" in done.stdout
+    assert report_of(place / "run").strip() in done.stdout
     assert {path.name: path.stat().st_mtime_ns for path in (place / "run").iterdir()} == before
 
 
 @one_process
 def test_a_run_with_other_constants_is_refused(finished):
     place, _ = finished
-    done = run_script("--dataset", "pictures", "--epochs", 4, "--margin", 0.5, *SMALL, cwd=place)
+    done = run_script("--dataset", "pictures", *FAST, "--epochs", 4, "--margin", 0.5, cwd=place)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "EPOCHS 3 there, 4 now; MARGIN 0.3 there, 0.5 now" in done.stderr
-    assert "LEARNING_RATE" not in done.stderr
+    assert "(EPOCHS was 3, now 4; MARGIN was 0.3, now 0.5)" in done.stderr
 
 
 @one_process
-def test_an_unfinished_run_goes_on_with_the_same_images_weights_and_backend_alone(finished, tmp_path):
+def test_an_unfinished_run_is_not_resumed_with_other_images_weights_backend_or_precision(finished, tmp_path):
+    """One image really differs; of the others, constants.json holds another value."""
     place, _ = finished
-    constants = json.loads((place / "run" / "constants.json").read_text())
-    changed = json.dumps({**constants, run_folder.SOURCES: dict.fromkeys(constants[run_folder.SOURCES], "another")})
+    constants = constants_of(place / "run")
+    images, *others = (name for name in constants["started with"] if name != "OVERWRITE")
+    constants["started with"].update(dict.fromkeys(others, "another"))
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "constants.json").write_text(changed)
-    (tmp_path / "pictures").symlink_to(place / "pictures")
-    done = run_script("--dataset", "pictures", "--epochs", 3, *SMALL, cwd=tmp_path)
+    text = json.dumps(constants)
+    (tmp_path / "run" / "constants.json").write_text(text)
+    write_images(tmp_path / "pictures", 20)
+    (tmp_path / "pictures" / "upright" / "007.png").write_bytes((place / "pictures/upright/008.png").read_bytes())
+    done = run_script("--dataset", "pictures", *FAST, cwd=tmp_path, **ON_THE_CPU)
     assert done.returncode == 2
-    others = "other images or classes in DATASET, other content of the file WEIGHTS, other KERAS_BACKEND"
-    assert f"`RUN_FOLDER` 'run' holds a run begun with {others}; " in done.stderr
-    assert (tmp_path / "run" / "constants.json").read_text() == changed
+    assert len(others) == 3
+    named = f"other {images}, other content of the file WEIGHTS, other KERAS_BACKEND, other precision"
+    assert f"`RUN_FOLDER` 'run' has a run with {named}; " in done.stderr
+    assert (tmp_path / "run" / "constants.json").read_text() == text
 
 
 @one_process
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_an_interrupted_run_ends_as_one_left_alone(number, finished, tmp_path):
-    """Interrupted once it has a checkpoint, in the middle of an epoch or between two."""
+def test_a_repeated_and_interrupted_run_ends_with_the_same_bytes(finished, repeated):
     place, _ = finished
-    options = [
-        "--dataset",
-        place / "pictures",
-        "--epochs",
-        3,
-        *SMALL,
-        "--checkpoint-minutes",
-        1e-6,
-        "--run-folder",
-        "run",
-    ]
-    command = [sys.executable, str(FOLDER / "init.py"), *map(str, options)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(tmp_path.glob("run/checkpoint-*")):
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
-    assert ("the same command goes on from here" in errors) == (number == signal.SIGINT)
-    assert not (tmp_path / "run" / "report.txt").exists()
-    done = run_script(*options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^Going on (in epoch \d after \d+ batches|after epoch \d), from run", done.stdout, re.MULTILINE)
+    run, second = place / "run", place / "second"
+    killed, interrupted, resumed = repeated
+    assert [each.returncode for each in repeated] == [-signal.SIGKILL, 128 + signal.SIGINT, 0], resumed.stderr
+    assert killed.stderr == ""
+    assert "A checkpoint was saved: run the same command to resume." in interrupted.stderr
+    for each in (interrupted, resumed):
+        assert re.search(r"^Resuming (in epoch \d after \d+ batches|after epoch \d), from ", each.stdout, re.MULTILINE)
     for name in ("history.csv", "report.json", "report.txt"):
-        assert (tmp_path / "run" / name).read_bytes() == (place / "run" / name).read_bytes()
-    once, twice = (np.load(each / "run" / "references.npz")["embeddings"] for each in (place, tmp_path))
+        assert (second / name).read_bytes() == (run / name).read_bytes()
+    once, twice = (np.load(each / "references.npz")["embeddings"] for each in (run, second))
     np.testing.assert_array_equal(once, twice)
-    assert not list(tmp_path.glob("run/checkpoint-*"))
+    assert {path.name for path in second.iterdir()} == EVERY_FILE  # no checkpoint or partial file is left
+    assert changed_constants(constants_of(run), constants_of(second)) == {"RUN_FOLDER"}
+
+
+@one_process
+def test_a_finished_run_is_overwritten_by_a_later_one_from_an_earlier_model(finished, repeated):
+    """The later run is the earlier one with another WEIGHTS alone, so it starts where that ended."""
+    place, _ = finished
+    run, second = place / "run", place / "second"
+    weights = ["--weights", "run/embedding_model.keras"]
+    done = run_script("--constants", "second/constants.json", "--overwrite", *weights, cwd=place, **ON_THE_CPU)
+    assert done.returncode == 0, done.stderr
+    assert "Epoch 1/3" in done.stdout and "is finished" not in done.stdout
+    assert "FROZEN_LAYERS" not in done.stdout  # it is used
+    constants = constants_of(second)
+    assert changed_constants(constants_of(run), constants) == {"RUN_FOLDER", "WEIGHTS", "started with"}
+    assert constants["started with"]["OVERWRITE"] is True
+    start, end = scores_of(second)["before training"], scores_of(run)["after training"]
+    assert start == pytest.approx(end, abs=1e-6)
+    assert start["MAP@R"] > scores_of(run)["before training"]["MAP@R"] + 0.2
+
+    before = {path.name: path.stat().st_mtime_ns for path in second.iterdir()}
+    shown = run_script("--constants", "second/constants.json", cwd=place)
+    assert shown.returncode == 0 and shown.stderr == ""
+    assert "is finished; --overwrite trains it again" in shown.stdout
+    assert report_of(second).strip() in shown.stdout
+    assert {path.name: path.stat().st_mtime_ns for path in second.iterdir()} == before
 
 
 def test_the_merge_loss_trains_and_predicts_on_a_folder_split_by_its_owner(tmp_path):
     write_images(tmp_path / "pictures" / "train", 12)
     write_images(tmp_path / "pictures" / "test", 5, seed=2)
-    done = run_script(
-        "--dataset", "pictures", "--triplet-loss", "merge", "--epochs", 3, *SMALL, "--run-folder", "other", cwd=tmp_path
-    )
+    options = ["--triplet-loss", "merge", "--neighbours", 500, "--run-folder", "other"]
+    done = run_script("--dataset", "pictures", *FAST, *options, cwd=tmp_path, **ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    assert "33 images to train on, 3 to validate, 15 to test" in done.stdout
-    scores = json.loads((tmp_path / "other" / "report.json").read_text())
-    assert scores["after training"]["accuracy"] >= 0.9
-    goes_on = run_script(
-        "--dataset", "pictures", *SMALL, "--weights", "other/embedding_model.keras", "--epochs", 1, cwd=tmp_path
-    )
-    assert goes_on.returncode == 0, goes_on.stderr
-    again = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert again["before training"] == pytest.approx(scores["after training"], abs=0.05)
-
-
-def test_the_quick_look_is_the_same_command_wherever_it_is_told():
-    command = command_line.NO_DOWNLOAD.removeprefix("Nothing is downloaded by: ")
-    docstring = ast.get_docstring(ast.parse((FOLDER / "init.py").read_text(encoding="utf-8")))
-    assert f" {command} " in " ".join(docstring.split())
-    assert f" && {command}\n" in (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert "33 images for training, 3 for validation, 15 for testing" in done.stdout
+    assert "NEIGHBOURS = 500 is reduced to 33, the number of training images." in done.stdout.splitlines()
+    assert "classified by the vote of 33 nearest training images" in report_of(tmp_path / "other")
+    scores, constants = scores_of(tmp_path / "other"), constants_of(tmp_path / "other")
+    assert scores["after training"]["MAP@R"] >= scores["before training"]["MAP@R"] + 0.1
+    assert f", with precision {constants['started with']['precision']}\n" in done.stdout
 
 
 def test_without_a_network_cifar10_ends_in_one_message(tmp_path):
     """A proxy that refuses stands for the missing network, an empty cache for a new machine."""
     proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTPS_PROXY")}
-    done = run_script("--precision", "float32", cwd=tmp_path, KERAS_HOME=str(tmp_path / "cache"), **proxies)
+    done = run_script(cwd=tmp_path, KERAS_HOME=str(tmp_path / "cache"), **proxies)
     assert done.returncode == 2
-    told = done.stderr.strip().splitlines()[-1]
-    assert told.startswith("init.py: CIFAR-10 could not be loaded")
-    assert "cifar-10-python.tar.gz by hand at" in told
-    assert "python init.py --dataset digits" in told
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("init.py: CIFAR-10 could not be downloaded")
+    assert "cifar-10-python.tar.gz by hand and save it as" in message
+    assert "python init.py --constants examples/digits.json" in message
     assert "Traceback" not in done.stderr
 
 
-def test_16_bits_are_refused_where_there_is_no_gpu(tmp_path):
-    done = run_script("--dataset", "digits", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+def test_16_bits_are_refused_without_a_gpu(tmp_path):
+    """After the constants of the example, which are all accepted."""
+    example = ["--constants", ROOT / "examples" / "digits.json"]
+    done = run_script(*example, "--precision", "mixed_float16", cwd=tmp_path, **ON_THE_CPU)
     assert done.returncode == 2
-    assert '`PRECISION` must be "float32" where there is no GPU' in done.stderr
+    assert '`PRECISION` must be "auto" or "float32" on a machine without a GPU' in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_a_machine_without_channels_first_convolutions_is_told_before_anything_is_loaded(monkeypatch):
-    import init
-
-    def refuse(*arguments):
-        raise RuntimeError("only NHWC here")
-
-    monkeypatch.setattr(init, "PRECISION", "float32")
-    monkeypatch.setattr(init.keras.ops, "conv", refuse)
-    with pytest.raises(init.command_line.InputError, match=r"`KERAS_BACKEND` must be one .*jax.*only NHWC here"):
-        init.say_where_it_runs()
-
-
-@pytest.mark.parametrize("stopped", [False, True])
-def test_a_report_says_when_training_stopped_early(stopped, tmp_path):
-    import init
-
-    scores = {"after training": {"accuracy": 0.5, "MAP@R": 0.25}}
-    text = init.report(scores, np.array([0, 1]), np.array([0, 0]), ["a", "b"], tmp_path, stopped)
-    assert text.startswith("Training stopped early") == stopped
-    assert "after training       0.5000     0.2500" in text
-
-
-def test_too_many_neighbours_for_the_images_are_refused(tmp_path):
-    write_images(tmp_path / "pictures", 6)
-    done = run_script("--dataset", "pictures", *SMALL, "--neighbours", 50, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "`NEIGHBOURS` must be at most the number of training images" in done.stderr
+    assert not list(tmp_path.iterdir())

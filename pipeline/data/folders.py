@@ -120,7 +120,7 @@ def list_images(folder: str | os.PathLike) -> ImageFolder:
 
 def _splits(folder):
     """Which of `train` and `test` exist in a folder and hold class folders."""
-    return [name for name in ("train", "test") if Path(folder, name).is_dir() and _subfolders(Path(folder, name))]
+    return [name for name in ("train", "test") if os.path.isdir(Path(folder, name)) and _subfolders(Path(folder, name))]
 
 
 def _subfolders(folder):

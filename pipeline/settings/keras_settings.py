@@ -52,9 +52,9 @@ def apply() -> None:
         with _quiet_standard_error():
             keras.config.set_image_data_format(image_data_format)
             keras.config.set_floatx(floatx)
-            keras.config.set_epsilon(epsilon)
+            keras.config.set_epsilon(float(epsilon))
             keras.ops.zeros(1)  # the first tensor initialises the device, which prints notes of its own
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"`keras.json` must have settings that Keras knows. Received: {error}") from error
 
 

@@ -23,7 +23,7 @@ def override(script: str, constants: dict[str, Any], arguments: list[str] | None
     An option `--name` wins over the file of `--constants FILE`, and that over the script.
 
     Args:
-        script: path of the script. Each `NAME = value  # comment` at its top level, the value a str, int, float or bool,
+        script: path of the script. Each `NAME = value  # comment` at its top level, a str, int, float or bool value,
             becomes an option with the comment as its help. Comments on lines of their own are headings.
         constants: the constants' values in the script, such as `globals()`.
         arguments: the command line; `sys.argv[1:]` if not given.

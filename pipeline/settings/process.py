@@ -28,6 +28,7 @@ def run(main: Callable[[], object]) -> None:
         stream.reconfigure(errors="backslashreplace")  # for names that the terminal's encoding does not have
     try:
         main()
+        sys.stdout.flush()
         return
     except InputError as error:
         _print_error(f"{name}: {error}")
@@ -54,6 +55,23 @@ def run(main: Callable[[], object]) -> None:
         code = 2
     _flush(sys.stdout)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def silent_interrupts() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once and silently, as the system does by default.
+
+    It is for slow imports, in which extension modules may turn KeyboardInterrupt into an ImportError, or ignore it.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,165 @@
+"""Exit codes, signals and closed streams, most of them of real processes."""
+
+import errno
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from processes import ROOT, run_python, run_script
+
+from pipeline.settings import process
+
+IMPORTS = (
+    "import errno, signal, sys\n"
+    "from pipeline.errors import InputError, Interrupted\n"
+    "from pipeline.settings import process\n"
+)
+ENDS = {
+    "raise InputError('`SEED` must be odd.')": (2, "-c: `SEED` must be odd"),
+    "raise Interrupted(signal.SIGINT, True)": (130, "Stopped.* checkpoint was saved.* same command to resume"),
+    "raise Interrupted(signal.SIGTERM, True)": (143, "Stopped.* checkpoint was saved.* same command to resume"),
+    "raise Interrupted(signal.SIGINT, False)": (130, "Stopped.* not saved.*LEARNING_RATE"),
+    "raise KeyboardInterrupt": (130, "Stopped.* same command resumes from the last checkpoint"),
+    "raise OSError(errno.EIO, 'the disk is broken')": (2, "-c: .*`RUN_FOLDER`, `DATASET` and .*the disk is broken"),
+    "raise OSError(errno.ENOSPC, 'no room')": (2, "-c: .*`RUN_FOLDER`, `DATASET` and .* free space.*no room"),
+}
+
+
+def run(body, *arguments, **environment):
+    """Runs a main function with this body in process.run; returns the CompletedProcess."""
+    return run_python("-c", f"{IMPORTS}def main():\n    {body}\nprocess.run(main)", *arguments, **environment)
+
+
+@pytest.mark.parametrize(("body", "expected"), ENDS.items(), ids=ENDS)
+def test_each_early_end_has_an_exit_code_and_one_line(body, expected):
+    done = run(f"print('printed before', end=''); {body}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (expected[0], "printed before", 1)
+    assert re.match(expected[1], done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("error", ["ValueError('a bug')", "FileNotFoundError(errno.ENOENT, 'a bug')"])
+def test_a_bug_keeps_its_traceback(error):
+    done = run(f"raise {error}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and "a bug" in done.stderr
+
+
+def test_a_normal_end_and_names_that_the_terminal_cannot_show():
+    done = run("print('caf\\udce9 grün'); print('日', file=sys.stderr)", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caf\\udce9 gr\\xfcn\n", "\\u65e5\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="another shell")
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 2)])
+def test_a_closed_stream_is_no_failure(closed, code, tmp_path):
+    (tmp_path / "code.py").write_text(
+        f"{IMPORTS}def main():\n    print('unread')\n    if sys.argv[1] == '2': raise InputError('unread too')\n"
+        "process.run(main)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(f"{sys.executable} code.py {code} {closed}", shell=True, cwd=tmp_path, env=environment)
+    assert done.returncode == code
+
+
+def test_output_that_is_closed_ends_in_one_line():
+    """As with `| head`."""
+    code = f"{IMPORTS}process.run(lambda: [print('line', number) for number in range(10**5)])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
+        assert started.stdout.readline() == "line 0\n"
+        started.stdout.close()
+        errors = started.stderr.read()
+    assert started.returncode == 141
+    assert re.fullmatch("Stopped: .*output was closed.* resumes from the last checkpoint.\n", errors)
+
+
+@pytest.fixture
+def handlers():
+    """Handlers of SIGINT and SIGTERM of the test's own, as found and left by `stop_requests`; restored afterwards."""
+
+    def own(number, frame):
+        raise AssertionError("the handler before")
+
+    before = {number: signal.signal(number, own) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield lambda: [signal.getsignal(number) is own for number in before]
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_ctrl_c_while_keras_is_imported_ends_the_script_without_a_traceback(handlers, tmp_path):
+    """In place of Keras, a module to which the signal comes while it is imported."""
+    # Python starts with its own handler because of the fixture: a shell may ignore SIGINT for what runs in background.
+    (tmp_path / "keras.py").write_text("import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(60)\n")
+    done = run_script("--run-folder", "run", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode in (130, -signal.SIGINT)
+    assert done.stderr == "" or re.fullmatch("Stopped.*\n", done.stderr)
+    assert list(tmp_path.iterdir()) == [tmp_path / "keras.py"]
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(first, second, handlers, capfd):
+    requests = []
+    with pytest.raises(KeyboardInterrupt), process.stop_requests(requests.append):
+        assert handlers() == [False, False]
+        signal.raise_signal(first)
+        assert requests == [first]
+        assert "Press Ctrl-C again to stop at once" in capfd.readouterr().err
+        signal.raise_signal(second)
+    assert requests == [first]
+    assert handlers() == [True, True]
+
+
+def test_the_streams_and_handlers_are_restored(handlers):
+    requests, stdout = [], sys.stdout
+    with process.stop_requests(requests.append):
+        assert sys.stdout is not stdout
+        assert sys.stdout.isatty() == stdout.isatty()  # which Keras asks
+    with pytest.raises(ZeroDivisionError), process.stop_requests(requests.append):
+        raise ZeroDivisionError
+    assert (sys.stdout, handlers(), requests) == (stdout, [True, True], [])
+
+
+def test_another_thread_changes_nothing(handlers):
+    """Python lets only the main thread handle signals; elsewhere `signal.signal` raises."""
+    seen = []
+
+    def work():
+        with process.stop_requests(seen.append):
+            seen.append(handlers())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [[True, True]]
+
+
+def closed_pipe():
+    reading, writing = os.pipe()
+    os.close(reading)
+    return open(writing, "w", buffering=1)
+
+
+class LostTerminal(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("stream", [closed_pipe, LostTerminal])
+def test_a_closed_output_requests_a_stop_and_is_no_error(stream, monkeypatch):
+    """As `tee` at the other end of a pipe ends with the same Ctrl-C."""
+    requests, output = [], stream()
+    monkeypatch.setattr(sys, "stdout", output)
+    with process.stop_requests(requests.append):
+        assert requests == []
+        print("a progress bar", flush=True)
+        assert requests and set(requests) == {13}
+        print("discarded")
+    if stream is closed_pipe:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # or closing it would raise
