@@ -56,7 +56,7 @@ def main():
     references, queries = (embeddings(count, centres, generator) for count in (REFERENCES, QUERIES))
     exact = cdist(queries[:CHECKED].astype("float64"), references.astype("float64"))  # shape (CHECKED, REFERENCES)
 
-    rows = ["| k | search | seconds | times the project's | same neighbours as the oracle | distances differ by at most |"]
+    rows = ["| k | search | seconds | times the project's | same neighbours as the oracle | distances differ by |"]
     rows.append("|---" * 6 + "|")
     for k in (1, 5, 20):
         order = np.argsort(exact, axis=1)[:, :k]

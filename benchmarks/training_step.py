@@ -81,7 +81,7 @@ def main():
     model = fine_tuned_models((3, SIZE, SIZE), size, "scale", options.backbone, "none", 15)
     backbone = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     resized_images = model.operations[model.operations.index(backbone) - 1].output  # shape (images, 3, size, size)
-    resizing = keras.Model(model.inputs, keras.ops.mean(resized_images, axis=(1, 2, 3)))  # the mean, which is quick to copy
+    resizing = keras.Model(model.inputs, keras.ops.mean(resized_images, axis=(1, 2, 3)))
     resized = keras.ops.convert_to_numpy(keras.Model(model.inputs, resized_images)(images))
     inputs = keras.Input((3, size, size))
     outputs = backbone(inputs)

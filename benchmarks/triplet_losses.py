@@ -37,7 +37,7 @@ from pytorch_metric_learning import distances, losses, miners, reducers
 from triplet_loss_functions import in_batch_triplet_loss
 
 EMBEDDING_SIZE, MARGIN = 128, 0.3
-PAUSE = 0.3  # seconds before each turn: PyTorch's threads keep spinning for a while after theirs, and would slow ours down
+PAUSE = 0.3  # seconds before each turn: PyTorch's threads keep spinning after theirs, which would slow ours down
 # Mining, batch size, classes, whether the peer is measured too, turns.
 CASES = (
     ("batch_all", 512, 10, True, 15),

@@ -97,6 +97,17 @@ def test_calling_a_model_with_random_weights_changes_nothing(small):
         np.testing.assert_array_equal(now, then)
 
 
+def test_batch_normalisations_that_train_follow_their_batches_within_dozens_of_steps(small):
+    """Keras' own momentum, 0.99, would take hundreds."""
+    norms = [
+        layer
+        for layer in [*backbone_of(small).layers, *small.layers]
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert len(norms) == 6
+    assert all(layer.trainable and layer.momentum == 0.9 for layer in norms)
+
+
 def test_the_first_15_layers_of_resnet50_are_frozen_and_no_others(resnet):
     backbone = backbone_of(resnet)
     assert backbone.output_shape[1] == 2048  # channels first

@@ -59,6 +59,8 @@ WRONG = {
     "a backend that is not text": (SETTINGS | {"backend": None}, "`keras.json` must be a JSON object"),
     "an unknown format": (SETTINGS | {"image_data_format": "first"}, "`keras.json` must have .*first"),
     "an unknown precision": (SETTINGS | {"floatx": "float17"}, "`keras.json` must have .*float17"),
+    "a list as precision": (SETTINGS | {"floatx": ["float32"]}, "`keras.json` must have .*list"),
+    "an epsilon that is not a number": (SETTINGS | {"epsilon": "small"}, "`keras.json` must have .*small"),
 }
 
 

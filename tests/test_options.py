@@ -173,6 +173,14 @@ def test_a_constant_that_a_user_adds_becomes_an_option_of_its_type(tmp_path):
         read("--help", script=copy, SHOW=False)
 
 
+def test_a_constant_of_another_type_that_a_user_adds_is_no_option(tmp_path):
+    copy = tmp_path / "copy.py"
+    copy.write_text(HEAD + "\nSIZES = (32, 64)\nNOTHING = None\n", encoding="utf-8")
+    assert read(script=copy, SIZES=(32, 64), NOTHING=None) == CONSTANTS
+    with pytest.raises(InputError, match=r"--sizes.*--help"):
+        read("--sizes", "3", script=copy, SIZES=(32, 64), NOTHING=None)
+
+
 @pytest.mark.parametrize(
     "arguments",
     ["--epoch 3", "--colour 3", "3", "--epochs", "--image_size 64", "--constants", "--overwrite=true", "--overwrite 1"],
@@ -373,6 +381,13 @@ def test_a_run_inside_the_images_and_half_a_split_are_refused(tmp_path):
         with pytest.raises(InputError, match="`RUN_FOLDER` must not be inside `DATASET`"):
             read("--dataset", "flat", "--run-folder", run)
     assert read("--dataset", "flat", "--run-folder", "flat2")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "images").mkdir(mode=0o000)
+    with pytest.raises(InputError, match="`DATASET` must be a readable folder"):
+        read("--dataset", "images")
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there a name is always UTF-8")

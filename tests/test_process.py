@@ -79,6 +79,20 @@ def test_output_that_is_closed_ends_in_one_line():
     assert re.fullmatch("Stopped: .*output was closed.* resumes from the last checkpoint.\n", errors)
 
 
+def test_output_that_is_closed_before_the_last_line_is_written_ends_in_one_line():
+    """Python writes it at its end, and would report the error itself, with the exit code 120."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONUNBUFFERED", None)
+    code = f"{IMPORTS}process.run(lambda: print('short'))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 141
+    assert re.fullmatch("Stopped: .*output was closed.*\n", done.stderr)
+
+
 @pytest.fixture
 def handlers():
     """Handlers of SIGINT and SIGTERM of the test's own, as found and left by `stop_requests`; restored afterwards."""
@@ -92,10 +106,22 @@ def handlers():
         signal.signal(number, handler)
 
 
-def test_ctrl_c_while_keras_is_imported_ends_the_script_without_a_traceback(handlers, tmp_path):
+IMPORTS_OF_KERAS = {
+    "Python": "import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(60)\n",
+    # As NumPy's extension does when KeyboardInterrupt is raised while it imports `datetime`.
+    "extension": (
+        "import signal, time\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('cannot import datetime') from None\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("code", IMPORTS_OF_KERAS.values(), ids=IMPORTS_OF_KERAS)
+def test_ctrl_c_while_keras_is_imported_ends_the_script_without_a_traceback(code, handlers, tmp_path):
     """In place of Keras, a module to which the signal comes while it is imported."""
     # Python starts with its own handler because of the fixture: a shell may ignore SIGINT for what runs in background.
-    (tmp_path / "keras.py").write_text("import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(60)\n")
+    (tmp_path / "keras.py").write_text(code)
     done = run_script("--run-folder", "run", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode in (130, -signal.SIGINT)
     assert done.stderr == "" or re.fullmatch("Stopped.*\n", done.stderr)

@@ -36,7 +36,7 @@ def override(script: str, constants: dict[str, Any], arguments: list[str] | None
     """
     described = list(_described_constants(script, constants))
     names = [name for name, _, _ in described]
-    for name in {*RULES, *names}:
+    for name in dict.fromkeys([*RULES, *names]):
         if names.count(name) != 1:
             raise InputError(f"`{name}` must be set once, at the top of `{Path(script).name}`, to a plain value.")
 
@@ -67,7 +67,7 @@ def read_constants(path: str, names: list[str]) -> dict[str, Any]:
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"`--constants` must be a readable JSON file. Received: {path!r} ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"`--constants` must be a JSON file of one object of constants. Received: {path!r}")
