@@ -19,8 +19,7 @@ def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tup
     Raises:
         ValueError: if `neighbours` is below 1 or above the number of references.
     """
-    if not 1 <= neighbours <= len(references):
-        raise ValueError(f"`neighbours` must be between 1 and {len(references)}. Received: {neighbours}")
+    _check_neighbours(neighbours, references)
     return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(references).kneighbors(queries)
 
 
@@ -84,6 +83,7 @@ def evaluate(
     Raises:
         ValueError: if `neighbours` is below 1 or above the number of references.
     """
+    _check_neighbours(neighbours, references)
     distances, indices = nearest(references, queries, max(neighbours, min(10, len(references))))
     labels = reference_labels[indices]
     predicted = vote(distances[:, :neighbours], labels[:, :neighbours])
@@ -130,3 +130,8 @@ def mean_average_precision_at_r(
         queries, references, reduce_func=average_precision, working_memory=128, metric="euclidean", squared=True
     )
     return float(np.concatenate(list(chunks))[counts > 0].mean())
+
+
+def _check_neighbours(neighbours, references):
+    if not 1 <= neighbours <= len(references):
+        raise ValueError(f"`neighbours` must be between 1 and {len(references)}. Received: {neighbours}")

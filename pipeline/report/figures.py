@@ -142,7 +142,7 @@ def neighbour_page(
     is_wrong = predicted[order] != test.labels[order]
     correct, wrong = order[~is_wrong], order[is_wrong]
     count = min(rows, len(order))
-    wrong_count = max(count * len(wrong) // len(order), count - len(correct))
+    wrong_count = count * len(wrong) // len(order)
     parts = {"Random test images": np.concatenate([correct[: count - wrong_count], wrong[:wrong_count]])}
     if len(wrong):
         parts[f"Wrong predictions: {len(wrong):,} of {len(order):,} test images"] = wrong[:rows]
