@@ -34,7 +34,7 @@ def fine_tuned_models(
 
     The head is a batch normalisation, a dense layer and the scaling to unit length. A backbone's features are positive
     and similar for all images: without the batch normalisation, all embeddings start near one point, where the triplet
-    loss stays at its margin for long.
+    loss stays at its margin for a long time.
 
     With pre-trained weights the backbone's batch normalisations keep their statistics (`trainable = False`), since
     those of small or class-balanced batches would be worse. With random weights they train. Those that train, the
@@ -84,6 +84,9 @@ def fine_tuned_models(
                 layer.trainable = False
     for layer in network.layers[:frozen_layers]:
         layer.trainable = False
+    if frozen_layers > len(network.layers) / 2:
+        trained = len(network.layers) - frozen_layers
+        print(f"Warning: with FROZEN_LAYERS = {frozen_layers}, only {trained} layers of {backbone} train.")
     return model
 
 

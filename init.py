@@ -25,8 +25,8 @@ AUGMENT = "shift_flip"  # "none", "shift" by up to 1/8, or "shift_flip", which a
 # Model
 BACKBONE = "ResNet50"  # a network of keras.applications, or "SmallConvNet" for small images and random weights
 WEIGHTS = "imagenet"  # "imagenet", "none" (random), or a weights file of the backbone or of an earlier run
-FROZEN_LAYERS = 15  # the backbone's first layers that do not train; with random weights all layers train
-EMBEDDING_SIZE = 128  # numbers in an embedding, which has length 1
+FROZEN_LAYERS = 15  # number of first layers of the backbone that do not train; with random weights all layers train
+EMBEDDING_SIZE = 128  # dimensions of an embedding, which is a unit vector
 # Loss and optimizer
 TRIPLET_LOSS = "in_batch"  # "in_batch" finds triplets inside each batch, "merge" draws random triplets
 MINING = "semi_hard"  # which triplets of a batch count, with "in_batch"
@@ -34,7 +34,7 @@ MARGIN = 0.3  # on squared distances of unit vectors, which are between 0 and 4
 CLASSES_PER_BATCH = 8  # P; a data set with fewer classes has all of them in each batch
 IMAGES_PER_CLASS = 16  # K; a batch has P*K images, halve K if memory runs out
 EPOCHS = 20  # passes over the training images
-LEARNING_RATE = 1e-4  # Adam's highest; 1e-3 with random weights, 3e-4 with those of VGG16, lower for "merge"
+LEARNING_RATE = 1e-4  # Adam's highest; 1e-3 with random weights (VGG16: 3e-4), lower for "merge"
 WARM_UP = 0.1  # fraction of the steps in which the learning rate rises; then it falls along a cosine
 # Run
 NEIGHBOURS = 5  # nearest training images that vote for a test image's class
@@ -48,7 +48,7 @@ RUN_FOLDER = "run"  # where the model, the report and the figures go
 
 def main():
     constants = options.override(__file__, globals())  # options of the command line win over the constants above
-    globals().update(constants)
+    globals().update(constants)  # as if these values had been written above
     if run_folder.print_finished(RUN_FOLDER, constants, OVERWRITE):
         return
 
@@ -59,10 +59,11 @@ def main():
         import numpy as np
 
         from fine_tune_model import fine_tuned_models, triplet_model
-        from pipeline import files, neighbours
+        from pipeline import files
         from pipeline.data.batches import Batches, in_order, training_batches
         from pipeline.data.images import load_images, print_summary
         from pipeline.data.splits import at_most, checksum, sample, stratified_split
+        from pipeline.neighbours import evaluate, nearest
         from pipeline.report import controls, figures, scores
         from pipeline.training.alarms import TrainingAlarms
         from pipeline.training.callbacks import HistoryFile, NearestNeighbourAccuracy, TimeEstimate
@@ -78,7 +79,7 @@ def main():
     train, test, class_names = load_images(DATASET, IMAGE_SIZE, FIT, TEST_FRACTION, SEED, UNREADABLE_IMAGES)
     train, validation = stratified_split(train, VALIDATION_FRACTION, SEED)
     print_summary(train, validation, test, class_names)
-    voters = at_most("NEIGHBOURS", NEIGHBOURS, len(train.labels), "the number of training images")
+    neighbours = at_most("NEIGHBOURS", NEIGHBOURS, len(train.labels), "the number of training images")
 
     # Build the network.
     frozen_layers = FROZEN_LAYERS if WEIGHTS != "none" else 0
@@ -97,7 +98,7 @@ def main():
         "precision": precision,
     }
     folder = run_folder.start(RUN_FOLDER, constants, OVERWRITE, sources)
-    all_scores, embeddings_before = controls.measure_controls(folder, embed, train, test, voters)
+    all_scores, embeddings_before = controls.measure_controls(folder, embed, train, test, neighbours)
 
     # Train with one of the two triplet losses, and keep the weights of the best epoch.
     if TRIPLET_LOSS == "in_batch":
@@ -108,8 +109,8 @@ def main():
     metrics = loss.metrics()
     learning_rate = warm_up_then_cosine(LEARNING_RATE, WARM_UP, EPOCHS * len(batches))
     trained.compile(keras.optimizers.Adam(learning_rate), loss, metrics=metrics)
-    known = sample(train, len(validation.labels), SEED)
-    accuracy = NearestNeighbourAccuracy(model, embed, known, validation, voters)
+    voting = sample(train, len(validation.labels), SEED)
+    accuracy = NearestNeighbourAccuracy(model, embed, voting, validation, neighbours)
     history = HistoryFile(folder / "history.csv")
     alarms = TrainingAlarms(MARGIN, MINING if TRIPLET_LOSS == "in_batch" else "merge")
     states = {"accuracy": accuracy, "history": history, "alarms": alarms}
@@ -120,18 +121,18 @@ def main():
 
     # Predict the classes of the test images by nearest neighbours on the embeddings.
     references, queries = embed(train), embed(test)
-    predicted, all_scores["after training"] = neighbours.evaluate(
-        references, train.labels, queries, test.labels, voters
-    )
+    predicted, all_scores["after training"] = evaluate(references, train.labels, queries, test.labels, neighbours)
 
     # Report, and save everything.
-    report = scores.print_report(folder, all_scores, test.labels, predicted, class_names, voters, checkpoints.diverged)
+    report = scores.print_report(
+        folder, all_scores, test.labels, predicted, class_names, neighbours, checkpoints.diverged
+    )
     with files.atomic_path(folder / "embedding_model.keras") as path:
         model.save(path)
     with files.atomic_path(folder / "references.npz") as path:
         np.savez(path, embeddings=references, labels=train.labels, class_names=class_names)
     print("Drawing the figures ...")
-    _, indices = neighbours.nearest(references, queries, voters)
+    _, indices = nearest(references, queries, neighbours)
     figures.training_curves(history.columns(), folder / "training_curves.png")
     figures.confusion_matrix(test.labels, predicted, class_names, folder / "confusion_matrix.png")
     figures.embedding_map(embeddings_before, queries, test.labels, class_names, folder / "embedding_map.png", SEED)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -70,6 +69,8 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
             another process; if it holds a run with other constants (the message names them); or a finished run without
             its model and references, and without a checkpoint from which to write them again.
     """
+    import tempfile  # slow to import, and not needed to report a wrong constant
+
     folder = Path(folder)
     try:
         existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
@@ -163,8 +164,11 @@ def _read_run(folder):
         stored = json.loads((folder / "constants.json").read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
             raise ValueError("constants.json has no constants")
+        stored = with_new_names(stored)
+        if not isinstance(stored.get(STARTED_WITH, {}), dict):
+            raise ValueError(f"constants.json has a wrong entry, {STARTED_WITH!r}")
         report = folder / "report.txt"
-        return with_new_names(stored), report.read_text(encoding="utf-8") if report.exists() else ""
+        return stored, report.read_text(encoding="utf-8") if report.exists() else ""
     except FileNotFoundError:
         return None, ""
     except (OSError, ValueError) as error:
@@ -185,7 +189,7 @@ def _same(name, first, second):
 
 
 def _changed_sources(stored, sources):
-    before = stored.get(STARTED_WITH) or {}
+    before = stored.get(STARTED_WITH, {})
     return [name for name, value in sources.items() if before.get(name, value) != value]
 
 
@@ -197,7 +201,7 @@ def _is_same_overwrite(folder, constants, sources):
         return False
     if stored is None or report or _changed_sources(stored, sources):
         return False
-    overwritten = stored.get("OVERWRITE") or (stored.get(STARTED_WITH) or {}).get("OVERWRITE")
+    overwritten = stored.get("OVERWRITE") or (stored.get(STARTED_WITH, {})).get("OVERWRITE")
     return bool(overwritten) and not _changed_constants(stored, constants, CHANGEABLE)
 
 
@@ -235,7 +239,7 @@ def _lock(folder):
 
 
 def unlock(folder: str | os.PathLike) -> None:
-    """Releases a folder that `start` has locked, for a process that goes on after its run."""
+    """Releases a folder that `start` has locked, for a process that continues after its run."""
     _locks.pop(os.path.realpath(folder)).close()
 
 

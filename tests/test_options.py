@@ -41,7 +41,7 @@ CASES = {
     ),
     "TEST_FRACTION": (["0", "1", "-0.1", "20%", "nan"], ["0.01", "0.99"], ["above 0", "below 1"], "FLOAT"),
     "VALIDATION_FRACTION": (["0", "1", "1.5", ""], ["0.01", "5e-1"], ["above 0", "below 1"], "FLOAT"),
-    "IMAGE_SIZE": (["7", "0", "-32", "32.0", "32px", "inf"], ["32", "96"], ["whole number", "8"], "INT"),
+    "IMAGE_SIZE": (["7", "0", "-32", "32.0", "32px", "inf"], ["32", "96"], ["integer", "8"], "INT"),
     "FIT": (["crop", "Scale", ""], ["scale", "pad"], ["scale", "pad"], "{scale,pad}"),
     "UNREADABLE_IMAGES": (["ignore", ""], ["stop", "skip"], ["stop", "skip"], "{stop,skip}"),
     "AUGMENT": (
@@ -57,8 +57,8 @@ CASES = {
         ["imagenet", "none", "file"],
         "imagenet|none|PATH",
     ),
-    "FROZEN_LAYERS": (["-1", "1.5", "all"], ["0", "175"], ["whole number", "0"], "INT"),
-    "EMBEDDING_SIZE": (["1", "0", "1e2"], ["2", "4096"], ["whole number", "2"], "INT"),
+    "FROZEN_LAYERS": (["-1", "1.5", "all"], ["0", "175"], ["integer", "0"], "INT"),
+    "EMBEDDING_SIZE": (["1", "0", "1e2"], ["2", "4096"], ["integer", "2"], "INT"),
     "TRIPLET_LOSS": (["batch", "contrastive"], ["in_batch", "merge"], ["in_batch", "merge"], "{in_batch,merge}"),
     "MINING": (
         ["semi-hard", "hard"],
@@ -67,12 +67,12 @@ CASES = {
         "{batch_all,batch_hard,semi_hard,all_semi_hard}",
     ),
     "MARGIN": (["0", "4", "-1", "nan", "inf", "0,3"], ["0.001", "3.99", "1"], ["above 0", "below 4"], "FLOAT"),
-    "CLASSES_PER_BATCH": (["1", "0", "8.0"], ["2", "10", "11"], ["whole number", "2"], "INT"),
-    "IMAGES_PER_CLASS": (["1", "-4"], ["2", "64"], ["whole number", "2"], "INT"),
-    "EPOCHS": (["0", "-3", "1e1"], ["1", "100"], ["whole number", "1"], "INT"),
+    "CLASSES_PER_BATCH": (["1", "0", "8.0"], ["2", "10", "11"], ["integer", "2"], "INT"),
+    "IMAGES_PER_CLASS": (["1", "-4"], ["2", "64"], ["integer", "2"], "INT"),
+    "EPOCHS": (["0", "-3", "1e1"], ["1", "100"], ["integer", "1"], "INT"),
     "LEARNING_RATE": (["0", "10", "-1", "inf", "fast"], ["1e-9", "9.9"], ["above 0", "below 10"], "FLOAT"),
     "WARM_UP": (["-0.1", "1", "nan"], ["0", "0.99"], ["from 0", "below 1"], "FLOAT"),
-    "NEIGHBOURS": (["0", "-5", "5.5"], ["1", "50"], ["whole number", "1"], "INT"),
+    "NEIGHBOURS": (["0", "-5", "5.5"], ["1", "50"], ["integer", "1"], "INT"),
     "PRECISION": (
         ["float16", "16", ""],
         ["auto", "float32", "mixed_float16", "mixed_bfloat16"],
@@ -225,9 +225,22 @@ def test_a_wrong_value_in_a_file_is_refused_by_its_name(name, tmp_path):
         read("--constants", path)
 
 
+@pytest.mark.parametrize("marker", [{}, {"begun with": None}, {"begun with": {}}])
+def test_the_file_of_an_earlier_versions_run_never_overwrites(marker, tmp_path):
+    path = write_json(tmp_path / "constants.json", {"EPOCHS": 3, "START_AFRESH": True, **marker})
+    assert (read("--constants", path)["EPOCHS"], read("--constants", path)["OVERWRITE"]) == (3, False)
+
+
+def test_a_path_that_no_file_can_have_is_refused(tmp_path):
+    for name in ("RUN_FOLDER", "DATASET", "WEIGHTS"):
+        path = write_json(tmp_path / "file.json", {name: "\ud800x"})
+        with pytest.raises(InputError, match=f"`{name}` must be"):
+            read("--constants", path)
+
+
 def test_unknown_entries_of_a_file_are_all_named(tmp_path):
     path = write_json(tmp_path / "unknown.json", {"EPOCH": 3, "EPOCHS": 3, "margin": 0.5})
-    with pytest.raises(InputError, match=r"`--constants` must .*--help.* Received: EPOCH, margin in .*unknown\.json"):
+    with pytest.raises(InputError, match=r"`--constants` must .*--help.* Received: 'EPOCH', 'margin' in .*unknown\.json"):
         read("--constants", path)
 
 

@@ -82,7 +82,7 @@ def test_all_changed_constants_are_named_at_once(finished, tmp_path):
     assert run_folder.finished_report(tmp_path, unchanged) == ("done" if finished else "")
 
 
-@pytest.mark.parametrize("content", ["", "{", "\x00\x01", "[]", "null", "3"])
+@pytest.mark.parametrize("content", ["", "{", "\x00\x01", "[]", "null", "3", '{"EPOCHS": 3, "started with": 5}'])
 def test_unreadable_constants_are_refused_and_can_be_overwritten(content, tmp_path):
     (tmp_path / "constants.json").write_text(content)
     with pytest.raises(InputError, match=r"`RUN_FOLDER` must be new or have a readable run.*--overwrite"):

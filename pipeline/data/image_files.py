@@ -91,7 +91,7 @@ def _check_usable(listed, errors, train_labels, any_test, unreadable):
     ]
     named = [f"{path}: {error}" for path, error in errors.items()]
     if problems or (errors and unreadable == "stop"):
-        remedy = "; --unreadable-images skip skips files that cannot be read" if errors else ""
+        remedy = "; use --unreadable-images skip to skip files that cannot be read" if errors else ""
         raise InputError(
             f"`DATASET` must be a folder whose images ({', '.join(IMAGE_SUFFIXES)}) can all be used{remedy}. "
             "Received:\n  " + "\n  ".join(problems + named)

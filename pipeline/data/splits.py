@@ -47,7 +47,7 @@ def stratified_split(data: Images, fraction: float, seed: int) -> tuple[Images, 
     if not second.any():
         raise InputError(
             "`DATASET` must have a class with at least four images (three, if it has train/ and test/), so that some "
-            "can be held out for validation."
+            f"can be held out for validation. Received: at most {np.bincount(data.labels).max()} in a class"
         )
     return Images(*(part[~second] for part in data)), Images(*(part[second] for part in data))
 

@@ -104,6 +104,8 @@ def embedding_map(
             perplexity = min(30, (len(shown) - 1) / 3)
             places = TSNE(perplexity=perplexity, init="random", random_state=seed).fit_transform(embeddings[shown])
             axes.scatter(*places.T, s=8, c=colours[labels[shown]])
+        else:
+            title += " (too few images for t-SNE)"
         axes.set(title=title, xticks=[], yticks=[])
     if len(class_names) <= 30:
         for name, colour in zip(class_names, colours, strict=True):
@@ -143,7 +145,7 @@ def neighbour_page(
     correct, wrong = order[~is_wrong], order[is_wrong]
     count = min(rows, len(order))
     wrong_count = count * len(wrong) // len(order)
-    parts = {"Random test images": np.concatenate([correct[: count - wrong_count], wrong[:wrong_count]])}
+    parts = {"Random sample of the test images": np.concatenate([correct[: count - wrong_count], wrong[:wrong_count]])}
     if len(wrong):
         parts[f"Wrong predictions: {len(wrong):,} of {len(order):,} test images"] = wrong[:rows]
 
@@ -151,7 +153,9 @@ def neighbour_page(
     figure = Figure(figsize=(1.5 * (columns + 1.2), 1.6 * sum(heights) + 0.6 * len(parts)), layout="constrained")
     subfigures = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
     for subfigure, (title, queries) in zip(subfigures, parts.items(), strict=True):
-        subfigure.suptitle(f"{title} (left; → predicted class), and their nearest training images", fontsize=10)
+        subfigure.suptitle(
+            f"{title} (left; → predicted class) and their nearest training images (green: the same class)", fontsize=10
+        )
         grid = subfigure.subplots(len(queries), columns + 1, squeeze=False)
         for row, query in zip(grid, queries, strict=True):
             verdict = CORRECT if predicted[query] == test.labels[query] else WRONG

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +98,8 @@ def set_precision(precision: str, image_size: int) -> str:
 @contextlib.contextmanager
 def _quiet_standard_error() -> Iterator[None]:
     """Holds back what libraries write to file descriptor 2, and prints it if they fail."""
+    import tempfile  # slow to import, and not needed to report a wrong constant
+
     sys.stderr.flush()
     original = os.dup(2)
     with tempfile.TemporaryFile() as held_back:

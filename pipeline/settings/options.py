@@ -66,18 +66,18 @@ def read_constants(path: str, names: list[str]) -> dict[str, Any]:
         InputError: if the file cannot be read, or has an entry that is not a constant.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"`--constants` must be a readable JSON file. Received: {path!r} ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"`--constants` must be a JSON file of one object of constants. Received: {path!r}")
+    of_a_run = not {STARTED_WITH, *RENAMED}.isdisjoint(values)  # users write today's names
     values = with_new_names(values)
-    of_a_run = values.pop(STARTED_WITH, None) is not None
+    values.pop(STARTED_WITH, None)
     unknown = sorted(set(values) - set(names))
     if unknown:
-        raise InputError(
-            f"`--constants` must be a file of constants that `--help` lists. Received: {', '.join(unknown)} in {path!r}"
-        )
+        named = ", ".join(map(repr, unknown))
+        raise InputError(f"`--constants` must be a file of constants that --help lists. Received: {named} in {path!r}")
     if of_a_run:
         values.pop("OVERWRITE", None)
     return values

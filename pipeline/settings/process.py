@@ -25,7 +25,8 @@ def run(main: Callable[[], object]) -> None:
     name = Path(sys.argv[0]).name
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # for names that the terminal's encoding does not have
+        # Names that the terminal's encoding does not have are escaped; each line appears at once, in a file too.
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
         sys.stdout.flush()

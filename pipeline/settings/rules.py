@@ -9,7 +9,7 @@ from pipeline.data.folders import BUILT_IN_DATASETS, check_folder
 from pipeline.errors import InputError
 from pipeline.settings.backbones import BACKBONES
 
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+TYPE_NAMES = {int: "an integer", float: "a number", str: "text", bool: "True or False"}
 
 
 class Rule(NamedTuple):
@@ -29,7 +29,7 @@ class Rule(NamedTuple):
 
 
 def _integer_from(least):
-    return Rule(int, lambda value: least <= value <= 2**16, f"a whole number from {least} to {2**16}", "INT")
+    return Rule(int, lambda value: least <= value <= 2**16, f"an integer from {least} to {2**16}", "INT")
 
 
 def _number_between(low, high):
@@ -39,6 +39,14 @@ def _number_between(low, high):
 def _one_of(*choices):
     words = "one of " + ", ".join(f'"{choice}"' for choice in choices)
     return Rule(str, lambda value: value in choices, words, "{" + ",".join(choices) + "}")
+
+
+def _is_path(text):
+    """Whether a text can be the name of a file on this system."""
+    try:
+        return bool(text.strip()) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_weights_file(path):
@@ -53,7 +61,7 @@ def _is_weights_file(path):
 RULES = {
     "DATASET": Rule(
         str,
-        lambda value: value in BUILT_IN_DATASETS or os.path.isdir(value),
+        lambda value: value in BUILT_IN_DATASETS or (_is_path(value) and os.path.isdir(value)),
         '"cifar10", "digits", or the path of an existing folder of images',
         "cifar10|digits|PATH",
     ),
@@ -82,12 +90,12 @@ RULES = {
     "WARM_UP": Rule(float, lambda value: 0 <= value < 1, "a number from 0 to below 1", "FLOAT"),
     "NEIGHBOURS": _integer_from(1),
     "PRECISION": _one_of("auto", "float32", "mixed_float16", "mixed_bfloat16"),
-    "SEED": Rule(int, lambda value: 0 <= value < 2**31, "a whole number from 0 to below 2**31", "INT"),
+    "SEED": Rule(int, lambda value: 0 <= value < 2**31, "an integer from 0 to below 2**31", "INT"),
     "CHECKPOINT_MINUTES": _number_between(0, 1e6),
     "OVERWRITE": Rule(bool, lambda value: True, TYPE_NAMES[bool], ""),
     "RUN_FOLDER": Rule(
         str,
-        lambda value: bool(value.strip()) and "\0" not in value,
+        _is_path,
         "the path of a folder, new or of an earlier run",
         "PATH",
     ),
@@ -143,7 +151,9 @@ def check_together(values: dict[str, Any]) -> None:
             f"`FROZEN_LAYERS` must be between 0 and {layers} for {backbone}. Received: {values['FROZEN_LAYERS']}"
         )
     if values["WEIGHTS"] == "imagenet" and backbone == "SmallConvNet":
-        raise InputError("`WEIGHTS` must be \"none\" or a weights file for SmallConvNet. Received: 'imagenet'")
+        raise InputError(
+            "`WEIGHTS` must be a weights file or \"none\" (--weights none) for SmallConvNet. Received: 'imagenet'"
+        )
     model = os.path.join(values["RUN_FOLDER"], "embedding_model.keras")
     if os.path.realpath(values["WEIGHTS"]) == os.path.realpath(model):
         raise InputError(

@@ -55,8 +55,8 @@ class TrainingAlarms(keras.callbacks.Callback):
             harder = HARDER.get(self.mining, ', or use MINING = "batch_hard"')
             self._warn(
                 "no active triplet",
-                f"epoch {epoch + 1}: no triplet is active, so training has stopped improving the embeddings. If the "
-                f"validation accuracy is too low, raise MARGIN{harder}.",
+                f"epoch {epoch + 1}: no triplet is active, so nothing is left to learn. If the validation "
+                f"accuracy is too low, raise MARGIN{harder}.",
             )
 
     def _warn(self, alarm, sentence):

@@ -144,7 +144,8 @@ class TimeEstimate(keras.callbacks.Callback):
             per_step = (time.perf_counter() - self.start) / self.measured
             per_epoch = self.batches.first_batch + len(self.batches)
             left = len(self.batches) - batch - 1 + per_epoch * (self.params["epochs"] - self.batches.epoch - 1)
-            print(f"\nTime left for training: {duration(left * per_step)}, at {per_step:.2g} s per step")
+            remaining = duration(left * per_step)
+            print(f"\nTime left for training, without validation: {remaining}, at {per_step:.2g} s per step")
             self.printed = True
 
 
