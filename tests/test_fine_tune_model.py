@@ -303,6 +303,13 @@ def test_a_weights_file_runs_no_code(tmp_path):
     assert os.path.exists(ran)  # so the function does leave a trace when it runs
 
 
+def test_a_backbone_that_is_mostly_frozen_raises_a_warning(capsys):
+    small_model(frozen_layers=9)
+    assert capsys.readouterr().out == ""
+    small_model(frozen_layers=15)
+    assert "Warning: with FROZEN_LAYERS = 15, only 3 layers of SmallConvNet train" in capsys.readouterr().out
+
+
 def test_a_network_that_cannot_be_built_is_refused_in_one_sentence():
     with pytest.raises(InputError, match=r"`BACKBONE` must be one of SmallConvNet.*ResNet50.*Received: 'ResNet51'"):
         small_model(backbone="ResNet51")
