@@ -85,8 +85,8 @@ def fine_tuned_models(
     for layer in network.layers[:frozen_layers]:
         layer.trainable = False
     if frozen_layers > len(network.layers) / 2:
-        trained = len(network.layers) - frozen_layers
-        print(f"Warning: with FROZEN_LAYERS = {frozen_layers}, only {trained} layers of {backbone} train.")
+        remaining = len(network.layers) - frozen_layers
+        print(f"Warning: with FROZEN_LAYERS = {frozen_layers}, only {remaining} layers of {backbone} train.")
     return model
 
 
@@ -202,13 +202,11 @@ def _constructor(backbone):
 
 
 def _as_pre_trained(network, backbone):
-    """The network with the layer that Keras adds only with ImageNet weights, so that one weights file fits both.
-
-    In EfficientNetB0 to B7 that is a scaling by 1 / sqrt(deviation) after the normalisation, without weights.
-    """
+    """The network with the layer that Keras adds only with ImageNet weights, so that one weights file fits both."""
     if not re.fullmatch("EfficientNetB[0-7]", backbone):
         return network
-    scale = [1 / math.sqrt(deviation) for deviation in (0.229, 0.224, 0.225)]  # ImageNet's, of red, green and blue
+    # EfficientNetB0 to B7: a scaling by ImageNet's deviations of red, green and blue, after the normalisation
+    scale = [1 / math.sqrt(deviation) for deviation in (0.229, 0.224, 0.225)]
 
     def call(layer, *given, **named):
         outputs = layer(*given, **named)

@@ -1,4 +1,4 @@
-"""Atomic writes: after a crash, a power cut or a full disk, a file is complete or unchanged."""
+"""Atomic writes: after a crash, a power cut or a full disk, a file is complete or unchanged. Locks and checksums."""
 
 import contextlib
 import os
@@ -74,3 +74,22 @@ def remove_partial_files(folder: str | os.PathLike) -> None:
 def checksum(path: str | os.PathLike) -> int:
     """CRC-32 of a file's content, 0 if there is no such file."""
     return zlib.crc32(Path(path).read_bytes()) if Path(path).is_file() else 0
+
+
+def lock(file: BinaryIO) -> None:
+    """Locks an open file until it is closed or the process ends.
+
+    Raises:
+        BlockingIOError: if another process has locked it.
+    """
+    if os.name == "posix":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(str(error)) from error

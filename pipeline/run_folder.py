@@ -228,7 +228,7 @@ def _lock(folder):
     """Locks a folder until the process ends, however it ends; raises InputError if another process has locked it."""
     file = open(folder / ".lock", "a+b")
     try:
-        _lock_file(file)
+        files.lock(file)
     except BlockingIOError as error:
         file.close()
         raise InputError(
@@ -241,17 +241,3 @@ def _lock(folder):
 def unlock(folder: str | os.PathLike) -> None:
     """Releases a folder that `start` has locked, for a process that continues after its run."""
     _locks.pop(os.path.realpath(folder)).close()
-
-
-def _lock_file(file):
-    if os.name == "posix":
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            raise BlockingIOError(str(error)) from error

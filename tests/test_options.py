@@ -240,7 +240,9 @@ def test_a_path_that_no_file_can_have_is_refused(tmp_path):
 
 def test_unknown_entries_of_a_file_are_all_named(tmp_path):
     path = write_json(tmp_path / "unknown.json", {"EPOCH": 3, "EPOCHS": 3, "margin": 0.5})
-    with pytest.raises(InputError, match=r"`--constants` must .*--help.* Received: 'EPOCH', 'margin' in .*unknown\.json"):
+    with pytest.raises(
+        InputError, match=r"`--constants` must .*--help.* Received: 'EPOCH', 'margin' in .*unknown\.json"
+    ):
         read("--constants", path)
 
 
