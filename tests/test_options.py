@@ -273,10 +273,10 @@ def test_the_file_that_a_run_leaves_repeats_it_and_overwrites_nothing(overwrite,
     assert repeated == constants | {"RUN_FOLDER": "second", "OVERWRITE": True}
 
 
-@pytest.mark.parametrize("afresh", [False, True])
-def test_the_file_of_a_run_of_an_earlier_version_repeats_it_and_overwrites_nothing(afresh, tmp_path):
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_the_file_of_a_run_of_an_earlier_version_repeats_it_and_overwrites_nothing(overwritten, tmp_path):
     others = {name: value for name, value in CONSTANTS.items() if name != "OVERWRITE"} | {"EPOCHS": 2}
-    content = {**others, "START_AFRESH": afresh, "begun with": {"KERAS_BACKEND": "tensorflow"}}
+    content = {**others, "START_AFRESH": overwritten, "begun with": {"KERAS_BACKEND": "tensorflow"}}
     path = write_json(tmp_path / "constants.json", content)
     assert repr(read("--constants", path)) == repr(CONSTANTS | {"EPOCHS": 2})
 

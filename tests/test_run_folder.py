@@ -215,26 +215,26 @@ def test_a_run_is_not_resumed_with_other_sources_or_after_another_process_has_fi
     assert stored(tmp_path) == KEPT | {STARTED_WITH: SOURCES | {"OVERWRITE": False}}
 
 
-def write_run_of_an_earlier_version(folder, afresh):
-    constants = KEPT | {"START_AFRESH": afresh}
+def write_run_of_an_earlier_version(folder, overwritten):
+    constants = KEPT | {"START_AFRESH": overwritten}
     (folder / "constants.json").write_text(json.dumps({**constants, "begun with": SOURCES}, indent=4) + "\n")
     (folder / CHECKPOINT).write_text("of the earlier version")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("afresh", [False, True])
-def test_an_unfinished_run_of_an_earlier_version_is_resumed_or_overwritten(afresh, overwrite, tmp_path):
-    write_run_of_an_earlier_version(tmp_path, afresh)
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_an_unfinished_run_of_an_earlier_version_is_resumed_or_overwritten(overwritten, overwrite, tmp_path):
+    write_run_of_an_earlier_version(tmp_path, overwritten)
     assert not run_folder.print_finished(tmp_path, CONSTANTS | {"OVERWRITE": overwrite}, overwrite)
     # A source that the earlier version did not store counts as unchanged.
     start(tmp_path, overwrite, SOURCES | {"precision": "float32"})
-    assert (tmp_path / CHECKPOINT).exists() == (afresh or not overwrite)
+    assert (tmp_path / CHECKPOINT).exists() == (overwritten or not overwrite)
     expected = {**SOURCES, "precision": "float32", "OVERWRITE": overwrite}
     assert stored(tmp_path) == KEPT | {STARTED_WITH: expected}
 
 
 def test_a_run_of_an_earlier_version_is_refused_with_other_constants_or_sources(tmp_path):
-    write_run_of_an_earlier_version(tmp_path, afresh=True)
+    write_run_of_an_earlier_version(tmp_path, overwritten=True)
     before = (tmp_path / "constants.json").read_bytes()
     with pytest.raises(InputError, match=r"\(SEED was 0, now 1\)"):
         run_folder.finished_report(tmp_path, CONSTANTS | {"SEED": 1})
@@ -245,7 +245,7 @@ def test_a_run_of_an_earlier_version_is_refused_with_other_constants_or_sources(
 
 
 def test_a_finished_run_of_an_earlier_version_is_shown(tmp_path):
-    write_run_of_an_earlier_version(tmp_path, afresh=False)
+    write_run_of_an_earlier_version(tmp_path, overwritten=False)
     finish(tmp_path, "the report")
     assert run_folder.finished_report(tmp_path, CONSTANTS) == "the report"
 
