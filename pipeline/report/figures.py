@@ -71,7 +71,8 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, class_names: lis
     )
     if not few:
         display.ax_.set(xticks=[], yticks=[])
-    axes.set(title=f"Test images: {np.mean(labels == predicted):.1%} correct", xlabel="predicted class", ylabel="true class")
+    title = f"Test images: {np.mean(labels == predicted):.1%} correct"
+    axes.set(title=title, xlabel="predicted class", ylabel="true class")
     _save(figure, path)
 
 
