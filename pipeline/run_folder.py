@@ -201,7 +201,7 @@ def _is_same_overwrite(folder, constants, sources):
         return False
     if stored is None or report or _changed_sources(stored, sources):
         return False
-    overwritten = stored.get("OVERWRITE") or (stored.get(STARTED_WITH, {})).get("OVERWRITE")
+    overwritten = stored.get("OVERWRITE") or stored.get(STARTED_WITH, {}).get("OVERWRITE")
     return bool(overwritten) and not _changed_constants(stored, constants, CHANGEABLE)
 
 

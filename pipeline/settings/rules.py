@@ -93,12 +93,7 @@ RULES = {
     "SEED": Rule(int, lambda value: 0 <= value < 2**31, "an integer from 0 to below 2**31", "INT"),
     "CHECKPOINT_MINUTES": _number_between(0, 1e6),
     "OVERWRITE": Rule(bool, lambda value: True, TYPE_NAMES[bool], ""),
-    "RUN_FOLDER": Rule(
-        str,
-        _is_path,
-        "the path of a folder, new or of an earlier run",
-        "PATH",
-    ),
+    "RUN_FOLDER": Rule(str, _is_path, "the path of a folder, new or of an earlier run", "PATH"),
 }
 
 
