@@ -28,7 +28,10 @@ MINING = ("batch_all", "batch_hard", "semi_hard", "all_semi_hard")
 DISTANCES = ("squared", "euclidean")
 AVERAGES = ("auto", "active", "all", "sum")
 STATISTICS = ("active_triplets", "positive_distance", "negative_distance")
-ANCHORS_AT_ONCE = 512  # anchors in one step of batch-hard mining: few, so that the steps reuse memory
+ELEMENTS_AT_ONCE = 2**20  # of a matrix of distances, on a CPU: so few that they stay in its cache
+# Counting takes a step for each positive of an anchor. Above so many positives, sorting was faster on two CPU cores;
+# under a compiler (JAX) counting always was.
+SORTING_PAYS_ABOVE = {"tensorflow": 100, "torch": 20}
 
 
 def in_batch_triplet_loss(
@@ -272,9 +275,9 @@ def squared_distances(embeddings):
         Distances of shape `(batch, batch)`.
     """
     embeddings = _translated(_at_least_float32(embeddings))
-    products = _twice_dot_products(embeddings)  # shape (batch, batch)
-    norms = ops.diagonal(products) / 2  # squared norms, shape (batch,); with the same rounding as the products
-    return ops.relu(norms[:, None] - products + norms[None, :])
+    products = _dot_products(embeddings, embeddings)  # shape (batch, batch)
+    norms = ops.diagonal(products)  # squared norms, shape (batch,); with the same rounding as the products
+    return ops.relu(norms[:, None] - 2 * products + norms[None, :])
 
 
 def _translated(embeddings):
@@ -283,39 +286,33 @@ def _translated(embeddings):
     return embeddings - ops.stop_gradient(ops.take(embeddings, shortest, axis=0))
 
 
-def _split_for_tf32(embeddings):
-    """Embeddings as a sum of their leading 10 mantissa bits, which TF32 keeps exactly, and the rest. No gradient.
+def _dot_products(left, right):
+    """Dot products of the rows of both matrices, with float32 accuracy even in TF32.
 
-    In products with the rest, the rounding error of TF32 is close to that of float32. A bit mask makes the split,
-    because a compiler could simplify an arithmetic split (Veltkamp's) away.
+    A GPU may multiply float32 matrices in TF32, which rounds each factor to 10 bits of mantissa: 1.2345678 becomes
+    1.2343750, and the squared distances of unit vectors are wrong by up to 1e-3. So each number is split into its
+    leading 10 bits, which TF32 keeps exactly, and the rest: 1.2345678 = 1.2343750 + 0.0001928. Products with the small
+    rest have small errors. A CPU multiplies in float32, and three times as fast without the split.
     """
-    fixed = ops.stop_gradient(embeddings)
-    leading = ops.view(ops.bitwise_and(ops.view(fixed, "int32"), -(2**13)), "float32")
-    return leading, fixed - leading
+    if keras.backend.standardize_dtype(left.dtype) == "float64" or _on_cpu(left):
+        return ops.matmul(left, ops.transpose(right))
+    (left_leading, left_rest), (right_leading, right_rest) = _split(left), _split(right)
+    factors = ops.concatenate([left_rest, left_leading], axis=1), ops.concatenate([right, right_rest], axis=1)
+    return ops.matmul(left_leading, ops.transpose(right_leading)) + ops.matmul(factors[0], ops.transpose(factors[1]))
 
 
-def _may_use_tf32():
-    """False if Keras lists a CPU as the first device. Otherwise True, also if it lists no devices, as on PyTorch."""
-    try:
-        return not keras.distribution.list_devices()[0].startswith("cpu")
-    except Exception:  # each backend raises its own type; AttributeError if the backend cannot list devices
-        return True
+def _split(values):
+    """The values with 10 bits of mantissa, with the gradient of the values, and the rest, without a gradient."""
+    # A bit mask, because a compiler could simplify an arithmetic split (Veltkamp's) away.
+    fixed = ops.stop_gradient(values)
+    rest = fixed - ops.view(ops.bitwise_and(ops.view(fixed, "int32"), -(2**13)), "float32")
+    return values - rest, rest
 
 
-def _is_float64(values):
-    return keras.backend.standardize_dtype(values.dtype) == "float64"
-
-
-def _twice_dot_products(embeddings):
-    """Twice the dot products between all embeddings, with float32 accuracy even in TF32 (10 bits of mantissa)."""
-    if _is_float64(embeddings):
-        half = ops.matmul(embeddings, ops.transpose(embeddings))
-    else:
-        leading, rest = _split_for_tf32(embeddings)
-        leading = embeddings - rest  # the same values, with the gradient of the embeddings
-        columns = ops.transpose(leading)
-        half = ops.matmul(leading, columns) + ops.matmul(rest, 2 * columns + ops.transpose(rest))
-    return half + ops.transpose(half)  # shape (batch, batch)
+def _on_cpu(values):
+    if keras.backend.backend() == "torch":
+        return values.device.type == "cpu"
+    return keras.distribution.list_devices()[0].startswith("cpu")
 
 
 def _from_squared(squared, distance):
@@ -353,80 +350,206 @@ def _scaled(losses, active_count, mined_count, average):
 
 
 def _mined_losses(labels, embeddings, margin, mining, distance, pairs=None):
-    """Losses summed for each anchor, and the numbers of active and of mined triplets."""
+    """Losses summed for each anchor, shape `(batch,)`, and the numbers of active and of mined triplets."""
     if mining == "batch_hard":
-        sums = _batch_hard(labels, embeddings, margin, distance)
+        losses, active_count, mined_count = _batch_hard(labels, embeddings, margin, distance)
     else:
-        distances, positives, negatives = pairs or _distances_and_masks(labels, embeddings, distance)
-        if mining == "batch_all" and margin != "soft":
-            sums = _batch_all_by_sorting(distances, positives, negatives, margin)
-        else:
-            sums = _loop_over_positives(labels, distances, negatives, margin, mining)
-    losses, active_count, mined_count = sums
+        mine = {"batch_all": _batch_all, "semi_hard": _semi_hard, "all_semi_hard": _all_semi_hard}[mining]
+        pairs = pairs or _distances_and_masks(labels, embeddings, distance)
+        losses, active_count, mined_count = mine(labels, *pairs, margin)
     finite = ops.isfinite(ops.sum(ops.stop_gradient(embeddings)))  # otherwise a mask could hide NaN or infinity
     return ops.where(finite, losses, float("nan")), active_count, mined_count
 
 
 def _batch_hard(labels, embeddings, margin, distance):
-    """Batch-hard losses `(batch,)`, and the numbers of active and of mined triplets.
+    """Mines each anchor's farthest positive and nearest negative.
 
     Dot products only select the triplets. The losses use differences, which are accurate for near duplicates too.
     """
     positive, negative = _hardest(labels, ops.stop_gradient(embeddings))  # indices, each of shape (batch,)
     has_positive = positive != ops.arange(ops.shape(labels)[0], dtype="int32")
-    valid = ops.logical_and(has_positive, ops.take(labels, negative) != labels)
+    mined = ops.logical_and(has_positive, ops.take(labels, negative) != labels)
     positive, negative = ops.take(embeddings, positive, axis=0), ops.take(embeddings, negative, axis=0)
     to_positive, to_negative = _triplet_distances(embeddings, positive, negative, distance)
-    losses, derivatives = _loss_and_derivative(to_positive - to_negative, margin)  # each of shape (batch,)
-    active = ops.logical_and(valid, _is_active(derivatives, margin))
-    return ops.where(valid, losses, 0), _count(active), _count(valid)
+    return _chosen_losses(to_positive - to_negative, mined, margin)
 
 
 def _hardest(labels, embeddings):
-    """Indices of each anchor's farthest positive and of its nearest negative; the anchor's own, if there is none.
-
-    One matrix product gives the distances of `ANCHORS_AT_ONCE` anchors. This needs less memory than
-    `squared_distances`, which computes two products and a transposition. A CPU does not use TF32 by default, so the
-    embeddings are not split there: the product needs a third of the multiplications.
-    """
-    batch, embeddings = ops.shape(labels)[0], _translated(embeddings)
-    at_once = min(batch, ANCHORS_AT_ONCE) if isinstance(batch, int) else ops.minimum(batch, ANCHORS_AT_ONCE)
+    """Indices of each anchor's farthest positive and of its nearest negative; the anchor's own, if there is none."""
+    embeddings = _translated(embeddings)
     norms = ops.sum(ops.square(embeddings), axis=1)  # squared norms, shape (batch,)
-    left, right = embeddings, embeddings
-    if not _is_float64(embeddings) and _may_use_tf32():
-        leading, rest = _split_for_tf32(embeddings)
-        left = ops.concatenate([leading, rest, leading], axis=1)  # shape (batch, 3 · embedding_size)
-        right = ops.concatenate([leading, embeddings, rest], axis=1)
-    columns, indices = ops.transpose(2 * right), ops.arange(batch, dtype="int32")
+    twice, indices = 2 * embeddings, ops.arange(ops.shape(labels)[0], dtype="int32")
 
-    def add_anchors(step, hardest):
-        first = ops.minimum(step * at_once, batch - at_once)  # the last step ends at the end of the batch
-        anchors = first + ops.arange(at_once, dtype="int32")
-        products = ops.matmul(ops.take(left, anchors, axis=0), columns)  # shape (anchors, batch)
-        distances = ops.relu(ops.take(norms, anchors)[:, None] - products + norms[None, :])
-        keys, largest = _sortable_integers(distances)  # argmax of integers is faster than argmax of floats
-        same = ops.take(labels, anchors)[:, None] == labels[None, :]
-        keys = ops.where(same, keys, keys - largest)  # at least 0 for positives, below -1 for negatives
-        keys = ops.where(anchors[:, None] == indices, -1, keys)  # between both, for the anchor itself
+    def hardest(anchor_embeddings, anchor_norms, anchor_labels, anchors):  # the last three of shape (anchors,)
+        products = _dot_products(anchor_embeddings, twice)  # shape (anchors, batch)
+        distances = ops.relu(anchor_norms[:, None] - products + norms)
+        keys, largest = _sortable_integers(distances)
+        keys = ops.where(anchor_labels[:, None] == labels, keys, keys - largest)  # negatives' are below -1
+        keys = ops.where(anchors[:, None] == indices, -1, keys)  # the anchor's own is between both
         extremes = ops.argmax(keys, axis=1), ops.argmin(keys, axis=1)  # each of shape (anchors,)
-        pairs = zip(hardest, extremes, strict=True)
-        return tuple(ops.scatter_update(old, anchors[:, None], ops.cast(new, "int32")) for old, new in pairs)
+        return ops.cast(ops.stack(extremes, axis=1), "int32")
 
-    zeros = ops.zeros((batch,), "int32")
-    return ops.fori_loop(0, (batch + at_once - 1) // at_once, add_anchors, (zeros, zeros))
+    extremes = _in_blocks(hardest, (embeddings, norms, labels, indices), 2, "int32")
+    return extremes[:, 0], extremes[:, 1]
 
 
-def _batch_all_by_sorting(distances, positives, negatives, margin):
-    """Losses of all valid triplets, summed for each anchor, and the numbers of active and of valid triplets.
+def _semi_hard(labels, distances, positives, negatives, margin):
+    """Mines, for each anchor-positive pair, the nearest negative that is farther, or else the farthest negative."""
+    keys, largest = _sortable_integers(distances)
+    negative_keys = ops.where(negatives, keys, largest)
+    farthest = ops.argmax(ops.where(negatives, keys, -1), axis=1)[:, None]  # shape (batch, 1)
 
-    Each row sorts d(a,p) + margin and d(a,n) together. A positive and each negative before it form an active triplet.
-    So the derivative of the loss is, for d(a,p), the number of negatives before it and, for d(a,n), minus the number of
-    positives after it. The sum of derivative · distance, plus margin · active triplets, has its value and gradient.
+    def choose_nearest(chosen, positive_key, negative_keys):
+        # At least 0 for farther negatives, below 0 for nearer. Inverting the sign bit puts the nearer ones last.
+        farther_by = negative_keys - positive_key - 1  # shape (anchors, batch)
+        return chosen, ops.cast(ops.argmin(ops.bitwise_xor(farther_by, -largest - 1), axis=1), "int32")
+
+    chosen = _over_positives(choose_nearest, labels, keys, negative_keys, 0, "int32")  # of each pair, (batch, batch)
+    chosen_keys = ops.take_along_axis(negative_keys, chosen, axis=1)
+    is_farther = ops.logical_and(chosen_keys > keys, chosen_keys < largest)
+    chosen = ops.where(is_farther, chosen, ops.cast(farthest, "int32"))
+    mined = ops.logical_and(positives, ops.any(negatives, axis=1, keepdims=True))
+    return _chosen_losses(distances - ops.take_along_axis(distances, chosen, axis=1), mined, margin)
+
+
+def _chosen_losses(gap, mined, margin):
+    """Sums for each anchor, if every mined triplet has an entry in `gap`, and the numbers of triplets."""
+    losses, derivatives = _loss_and_derivative(gap, margin)
+    active = ops.logical_and(mined, _is_active(derivatives, margin))
+    losses = ops.where(mined, losses, 0)
+    return losses if len(losses.shape) == 1 else ops.sum(losses, axis=1), _count(active), _count(mined)
+
+
+def _batch_all(labels, distances, positives, negatives, margin):
+    """Mines all valid triplets."""
+    positive_count, mined_count = _valid_triplets(positives, negatives)
+
+    def by_counting():
+        return _losses_by_counting(labels, distances, negatives, margin)
+
+    def by_sorting():
+        return _losses_by_sorting(distances, positives, negatives, margin)
+
+    limit = SORTING_PAYS_ABOVE.get(keras.backend.backend())
+    if margin == "soft" or limit is None:
+        return *by_counting(), mined_count
+    return *ops.cond(ops.max(positive_count) > limit, by_sorting, by_counting), mined_count
+
+
+def _all_semi_hard(labels, distances, positives, negatives, margin):
+    """Mines all valid triplets whose negative is farther than the positive. The others count as mined, with loss 0."""
+    _, mined_count = _valid_triplets(positives, negatives)
+    return *_losses_by_counting(labels, distances, negatives, margin, farther_only=True), mined_count
+
+
+def _valid_triplets(positives, negatives):
+    """The number of positives of each anchor, shape `(batch,)`, and the number of valid triplets in the batch."""
+    positive_count = _count(positives, axis=1)
+    others = ops.cast(ops.shape(positives)[0] - 1, "float32")
+    return positive_count, ops.sum(positive_count * (others - positive_count))
+
+
+def _losses_by_counting(labels, distances, negatives, margin, farther_only=False):
+    """Losses of all valid triplets, summed for each anchor, and the number of active triplets.
+
+    The weight of a distance is the sum of the losses' derivatives with respect to it: for d(a,p), the number of its
+    active triplets, and for d(a,n), minus that number. With the weights held constant, the sum of weight · distance
+    has the gradient of the loss. With a margin, that sum plus margin · active triplets is the loss too.
+
+    For the distances 0.2 and 0.5 to positives, 0.3, 0.5 and 0.9 to negatives, and the margin 0.3: the first positive
+    violates the margin with the negative at 0.3 alone (0.2 + 0.3 is not above 0.5), the second with those at 0.3 and
+    0.5. The weights are 1 and 2, -2, -1 and 0, and the loss is 1.2 - 1.1 + 0.3 · 3 = 1.0.
+    """
+    fixed = ops.stop_gradient(distances)
+    # The anchor's own distance is -∞ as that to a positive, and ∞ replaces all that are not to negatives: with
+    # d(a,p) - d(a,n) = -∞ there is no loss, and the loop below needs no masks.
+    to_negatives = ops.where(negatives, fixed, float("inf"))
+
+    def summed(function):
+        def add(sums, to_positive, to_negative):
+            values = ops.cast(function(to_positive, to_negative), fixed.dtype)  # shape (anchors, batch)
+            if farther_only:
+                values = values * ops.cast(to_positive < to_negative, fixed.dtype)
+            return sums - values, ops.sum(values, axis=1)
+
+        return ops.stop_gradient(_over_positives(add, labels, fixed, to_negatives, float("-inf")))
+
+    if margin != "soft":
+        weights = summed(lambda to_positive, to_negative: to_positive + margin > to_negative)
+        active = ops.sum(ops.relu(weights), axis=1)  # shape (batch,)
+        return ops.sum(weights * distances, axis=1) + margin * active, ops.sum(active)
+    losses = ops.sum(ops.relu(summed(lambda *gap: ops.softplus(ops.subtract(*gap)))), axis=1)
+    weighted = ops.sum(summed(lambda *gap: ops.sigmoid(ops.subtract(*gap))) * distances, axis=1)
+    active_count = ops.sum(ops.relu(summed(ops.greater)))
+    return losses + (weighted - ops.stop_gradient(weighted)), active_count  # adds 0, and the gradient
+
+
+def _over_positives(function, labels, to_positives, to_negatives, missing, dtype=None):
+    """A matrix of shape `(batch, batch)`, filled in a loop that takes one positive of each anchor at a time.
+
+    `function(rows, to_positive, to_negative)` receives the rows of some anchors, which begin with zeros, and the
+    anchors' entries in the other two matrices: those of one positive each, shape `(anchors, 1)`, and all,
+    shape `(anchors, batch)`. It returns the new rows, and the new entries of the positives, shape `(anchors,)`. An
+    anchor without a further positive is called with itself as the positive.
+    """
+    batch = ops.shape(labels)[0]
+    by_class = ops.cast(ops.argsort(labels), "int32")  # shape (batch,)
+    sorted_labels = ops.take(labels, by_class)
+    start, end = (ops.cast(ops.searchsorted(sorted_labels, labels, side), "int32") for side in ("left", "right"))
+    position = ops.cast(ops.argsort(by_class), "int32")  # of each image in `by_class`, shape (batch,)
+    steps = ops.max(end - start)
+
+    def fill_rows(to_positive, to_negative, anchors, first, size, position):
+        rows = ops.arange(ops.shape(anchors)[0], dtype="int32")
+
+        def add(step, block):
+            next_in_class = ops.take(by_class, first + (position - first + step) % size)
+            positive = ops.where(step < size, next_in_class, anchors)[:, None]  # shape (anchors, 1)
+            value = ops.where((step < size)[:, None], ops.take_along_axis(to_positive, positive, axis=1), missing)
+            block, entries = function(block, value, to_negative)
+            return ops.scatter_update(block, ops.concatenate([rows[:, None], positive], axis=1), entries)
+
+        return ops.fori_loop(1, steps, add, ops.zeros_like(to_negative, dtype))
+
+    anchors = ops.arange(batch, dtype="int32")
+    return _in_blocks(
+        fill_rows,
+        (to_positives, to_negatives, anchors, start, end - start, position),
+        batch,
+        dtype or to_negatives.dtype,
+    )
+
+
+def _in_blocks(function, arrays, width, dtype):
+    """`function(*arrays)` of shape `(batch, width)`, for so few rows of the arrays at once that a CPU's cache helps."""
+    batch = ops.shape(arrays[0])[0]
+    elements = ELEMENTS_AT_ONCE if _on_cpu(arrays[0]) else 64 * ELEMENTS_AT_ONCE
+    if isinstance(batch, int):
+        size = min(batch, max(1, elements // batch))
+        if size == batch:
+            return function(*arrays)
+    else:
+        size = ops.minimum(batch, ops.maximum(1, elements // batch))
+
+    def replace(step, result):
+        first = ops.minimum(step * size, batch - size)  # the last block ends at the end of the batch
+        blocks = [ops.slice(each, (first, 0)[: len(each.shape)], (size, *ops.shape(each)[1:])) for each in arrays]
+        return ops.slice_update(result, (first, 0), function(*blocks))
+
+    return ops.fori_loop(0, (batch + size - 1) // size, replace, ops.zeros((batch, width), dtype))
+
+
+def _losses_by_sorting(distances, positives, negatives, margin):
+    """The same as `_losses_by_counting`, in time O(batch² log batch) however many positives there are.
+
+    Each row sorts d(a,p) + margin and d(a,n) together. The active triplets of a positive are those with a negative
+    before it, those of a negative are those with a positive after it. The row in the example of
+    `_losses_by_counting` becomes 0.3 (negative), 0.5 (positive), 0.5 (negative), 0.8 (positive), 0.9 (negative).
     """
     fixed = ops.stop_gradient(distances)
     keys = ops.where(positives, fixed + margin, fixed)  # shape (batch, batch); the anchor's position is arbitrary
-    # Equal keys mean that the loss is 0 and the triplet is not active, so the positive must come before the negative.
-    # An extra lowest bit of the integer keys ensures this. Centring the keys at 0 prevents an overflow by the factor 2.
+    # Of equal keys, like both 0.5 above, the positive must be first: on the margin, a triplet is not active. A lowest
+    # bit that is added to the integer keys, 1 for negatives, ensures it. The subtraction avoids an overflow.
     keys, largest = _sortable_integers(keys)
     keys = 2 * (keys - (largest // 2 + 1)) + ops.cast(negatives, keys.dtype)
     order = ops.argsort(keys, axis=1)  # shape (batch, batch)
@@ -436,73 +559,24 @@ def _batch_all_by_sorting(distances, positives, negatives, margin):
     is_positive, is_negative = ops.relu(signs), ops.relu(-signs)
     negatives_before = ops.cumsum(is_negative, axis=1)  # shape (batch, batch)
     positives_before = ops.cumsum(is_positive, axis=1)
-    positives_after = positives_before[:, -1:] - positives_before
-    active_negatives = is_positive * negatives_before  # of each positive, shape (batch, batch)
-    counts = active_negatives - is_negative * positives_after  # shape (batch, batch)
-
-    active = ops.sum(active_negatives, axis=1)  # shape (batch,)
-    losses = ops.sum(counts * ops.take_along_axis(distances, order, axis=1), axis=1) + margin * active
-    valid = positives_before[:, -1] * negatives_before[:, -1]  # shape (batch,)
-    return losses, ops.sum(active), ops.sum(valid)
+    active = is_positive * negatives_before  # of each positive, shape (batch, batch)
+    weights = active - is_negative * (positives_before[:, -1:] - positives_before)
+    active = ops.sum(active, axis=1)  # shape (batch,)
+    return ops.sum(weights * ops.take_along_axis(distances, order, axis=1), axis=1) + margin * active, ops.sum(active)
 
 
 def _sortable_integers(values):
-    """Integers that sort like the given floats from 0 to infinity (IEEE 754), and an integer above all of them."""
-    wide = _is_float64(values)
+    """Integers that sort like the given floats from 0 to infinity, and an integer above all of them.
+
+    The bits of such floats (IEEE 754), read as integers, have the floats' order: 0.2, 0.3, 0.5, 0.5, 0.9 become
+    1045220557, 1050253722, 1056964608, 1056964608, 1063675494. Integers have three advantages: all backends find the
+    smallest and the largest faster than among floats, subtracting a number from some of them puts these below the
+    rest, and there is room for one more bit.
+    """
+    wide = keras.backend.standardize_dtype(values.dtype) == "float64"
     column = ops.reshape(ops.stop_gradient(values), (-1, 1))  # `view` needs a last axis of known size
     integers = ops.reshape(ops.view(column, "int64" if wide else "int32"), ops.shape(values))
     return integers, 2**63 - 1 if wide else 2**31 - 1
-
-
-def _loop_over_positives(labels, distances, negatives, margin, mining):
-    """Losses of the mined triplets, summed for each anchor, and the numbers of active and of mined triplets.
-
-    In step k, each anchor's positive is the k-th next member of its class, cyclically. The weight of a distance is the
-    derivative of the loss with respect to it: triplets in which it is d(a,p) add their derivative, and triplets in
-    which it is d(a,n) subtract theirs. The loop itself has no gradient: the weighted distances provide it.
-    """
-    batch, fixed = ops.shape(labels)[0], ops.stop_gradient(distances)
-    by_class = ops.argsort(labels)  # shape (batch,)
-    sorted_labels = ops.take(labels, by_class)
-    start, end = (ops.cast(ops.searchsorted(sorted_labels, labels, side), "int32") for side in ("left", "right"))
-    position = ops.cast(ops.argsort(by_class), "int32")  # of each image in `by_class`, shape (batch,)
-    positive_count = ops.where(ops.any(negatives, axis=1), end - start - 1, 0)  # shape (batch,)
-    columns = ops.arange(batch, dtype="int32")
-    if mining == "semi_hard":
-        keys, largest = _sortable_integers(distances)  # argmin of integers is faster than argmin of floats
-        negative_keys = ops.where(negatives, keys, largest)  # shape (batch, batch)
-        farthest = ops.argmax(ops.where(negatives, keys, -1), axis=1)[:, None]  # shape (batch, 1)
-
-    def add_positives(step, sums):
-        weights, summed, active_count, mined_count = sums
-        positive = ops.take(by_class, start + (position - start + step) % (end - start))[:, None]  # shape (batch, 1)
-        to_positive = ops.take_along_axis(fixed, positive, axis=1)  # shape (batch, 1)
-        has_positive = (step <= positive_count)[:, None]  # shape (batch, 1)
-        if mining == "semi_hard":
-            positive_key = ops.take_along_axis(keys, positive, axis=1)  # shape (batch, 1)
-            farther_keys = ops.where(negative_keys > positive_key, negative_keys, largest)  # shape (batch, batch)
-            nearest = ops.argmin(farther_keys, axis=1)[:, None]  # shape (batch, 1)
-            found = ops.take_along_axis(farther_keys, nearest, axis=1) < largest
-            negative = ops.where(found, nearest, ops.cast(farthest, nearest.dtype))
-            mined, to_negative = has_positive, ops.take_along_axis(fixed, negative, axis=1)  # each of shape (batch, 1)
-        else:
-            mined, to_negative = ops.logical_and(negatives, has_positive), fixed  # each of shape (batch, batch)
-        gap = to_positive - to_negative
-        selected = ops.logical_and(mined, gap < 0) if mining == "all_semi_hard" else mined
-        losses, derivatives = (ops.where(selected, each, 0) for each in _loss_and_derivative(gap, margin))
-        active_count = active_count + _count(_is_active(derivatives, margin))
-        total = ops.sum(derivatives, axis=1, keepdims=True)  # shape (batch, 1)
-        if mining == "semi_hard":
-            derivatives = ops.where(columns == ops.cast(negative, "int32"), derivatives, 0)  # shape (batch, batch)
-        weights = weights + ops.where(columns == ops.cast(positive, "int32"), total, 0) - derivatives
-        return weights, summed + ops.sum(losses, axis=1), active_count, mined_count + _count(mined)
-
-    zeros = ops.zeros_like(fixed)
-    sums = (zeros, zeros[:, 0], ops.zeros((), "float32"), ops.zeros((), "float32"))
-    sums = ops.fori_loop(1, ops.max(positive_count) + 1, add_positives, sums)
-    weights, losses, active_count, mined_count = (ops.stop_gradient(each) for each in sums)
-    weighted = ops.sum(weights * distances, axis=1)  # shape (batch,)
-    return losses + (weighted - ops.stop_gradient(weighted)), active_count, mined_count  # adds 0, and the gradient
 
 
 def _triplet_distances(anchor, positive, negative, distance):
@@ -516,8 +590,8 @@ def _triplet_distances(anchor, positive, negative, distance):
     return _from_squared(to_positive, distance), _from_squared(to_negative, distance)  # each of shape (batch,)
 
 
-def _count(mask):
-    return ops.sum(ops.cast(mask, "float32"))  # float: a large batch has more than 2**31 triplets
+def _count(mask, axis=None):
+    return ops.sum(ops.cast(mask, "float32"), axis=axis)  # float: a large batch has more than 2**31 triplets
 
 
 def _masked_mean(mask, values):

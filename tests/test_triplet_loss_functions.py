@@ -189,25 +189,50 @@ def test_the_loss_equals_a_plain_loop(mining, margin, distance):
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-6), name
 
 
-@pytest.mark.parametrize(("at_once", "device"), [(1, "cpu:0"), (5, "cpu:0"), (11, "cpu:0"), (5, "gpu:0")])
-def test_batch_hard_processes_the_anchors_in_steps(at_once, device, monkeypatch):
-    """If the batch is no multiple of the step, the last step overlaps the one before."""
-    monkeypatch.setattr(keras.distribution, "list_devices", lambda: [device])  # selects the kind of matrix product
-    monkeypatch.setattr(losses, "ANCHORS_AT_ONCE", at_once)
-    batch_hard = functools.partial(in_batch_triplet_loss, margin=0.3, mining="batch_hard")  # not compiled before
+@pytest.mark.parametrize(("anchors", "device"), [(1, "CPU"), (5, "CPU"), (11, "CPU"), (5, "GPU")])
+@pytest.mark.parametrize("mining", losses.MINING)
+def test_a_batch_is_processed_in_blocks_of_anchors(mining, anchors, device, monkeypatch):
+    """If the batch is no multiple of the block, the last block overlaps the one before."""
+    monkeypatch.setattr(losses, "_on_cpu", lambda values: device == "CPU")  # a GPU has larger blocks
+    monkeypatch.setattr(losses, "ELEMENTS_AT_ONCE", 12 * anchors if device == "CPU" else 1)
+    in_blocks = functools.partial(in_batch_triplet_loss, margin=0.3, mining=mining)  # not compiled before
     embeddings = unit_vectors(np.random.default_rng(25), 12)
     for name, labels in BATCHES.items():
-        expected = loop_loss(labels, embeddings, 0.3, "batch_hard")
-        assert evaluate(batch_hard, labels, embeddings).mean() == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+        expected = loop_loss(labels, embeddings, 0.3, mining)
+        assert evaluate(in_blocks, labels, embeddings).mean() == pytest.approx(expected, rel=1e-5, abs=1e-6), name
 
 
-@pytest.mark.parametrize("average", ["active", "all", "sum"])
+@pytest.mark.parametrize("distance", losses.DISTANCES)
+@pytest.mark.parametrize("limit", [0, 3, 100])
+def test_sorting_and_counting_have_the_same_losses_and_gradients(limit, distance, monkeypatch):
+    """Above the limit, batch-all sorts; below it, it counts. The largest class has 6 images."""
+    monkeypatch.setitem(losses.SORTING_PAYS_ABOVE, BACKEND, limit)
+    labels, embeddings = BATCHES["unbalanced"], unit_vectors(np.random.default_rng(26), 12)
+    step = compiled(with_gradient(InBatchTripletLoss(0.3, "batch_all", distance)))
+    value, gradient = step(*map(keras.ops.convert_to_tensor, (labels, embeddings)))
+    expected = functools.partial(loop_loss, labels, mining="batch_all", distance=distance)
+    value, gradient = map(keras.ops.convert_to_numpy, (value, gradient))
+    assert value == pytest.approx(expected(embeddings), rel=1e-5)
+    np.testing.assert_allclose(gradient, central_differences(expected, embeddings), atol=1e-5)
+
+
+@pytest.mark.parametrize("distance", losses.DISTANCES)
+@pytest.mark.parametrize("margin", [0.3, "soft"])
 @pytest.mark.parametrize("mining", losses.MINING)
-def test_the_average_is_the_selected_one(mining, average):
-    embeddings = unit_vectors(np.random.default_rng(16), 12)
-    settings = {"mining": mining, "average": average}
-    expected = loop_loss(BATCHES["unbalanced"], embeddings, **settings)
-    assert mean_loss(BATCHES["unbalanced"], embeddings, **settings) == pytest.approx(expected, rel=1e-5)
+def test_every_mining_distance_and_average_equals_a_plain_loop_in_float64(mining, margin, distance):
+    generator = np.random.default_rng(16)
+    labels = generator.permutation(np.repeat([4, 9, 0, 7, 2, 5], [20, 15, 12, 8, 4, 1]))
+    embeddings = unit_vectors(generator, 60)
+    averages = ("all", "sum") if margin == "soft" else ("active", "all", "sum")
+    settings = {"margin": margin, "mining": mining, "distance": distance}
+
+    def with_each_average(labels, embeddings):
+        return [in_batch_triplet_loss(labels, embeddings, average=average, **settings) for average in averages]
+
+    found = evaluate(with_each_average, labels, embeddings)
+    for average, by_anchor in zip(averages, found, strict=True):
+        expected = loop_loss(labels, embeddings, average=average, **settings)
+        assert by_anchor.mean() == pytest.approx(expected, rel=3e-6), average
 
 
 def test_a_single_image_has_no_loss():
@@ -513,6 +538,7 @@ def tf32_matmul(first, second):
 def test_distances_are_accurate_on_a_gpu_that_multiplies_in_tf32(count, monkeypatch):
     monkeypatch.setattr(keras.ops, "matmul", tf32_matmul)
     embeddings = unit_vectors(np.random.default_rng(11), count, 128)
+    monkeypatch.setattr(losses, "_on_cpu", lambda values: False)
     embeddings[1], embeddings[2] = embeddings[0], embeddings[0] * (1 - 1e-3)
     exact = all_distances(embeddings)
     naive = 2 - 2 * np.asarray(tf32_matmul(embeddings, embeddings.T))
@@ -530,7 +556,7 @@ def test_batch_hard_selects_exactly_on_a_gpu_that_multiplies_in_tf32(monkeypatch
     naive_gaps = distances[np.arange(300), selected[0]] - distances[np.arange(300), selected[1]]
     assert np.abs(naive_gaps - hardest).max() > 2e-5
     monkeypatch.setattr(keras.ops, "matmul", tf32_matmul)
-    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
+    monkeypatch.setattr(losses, "_on_cpu", lambda values: False)
     found = keras.ops.convert_to_numpy(in_batch_triplet_loss(labels, embeddings, 5.0, "batch_hard"))
     np.testing.assert_allclose(found, hardest + 5, atol=3e-6)
 
@@ -674,7 +700,7 @@ class Uneven(keras.utils.PyDataset):
 
 @pytest.mark.parametrize(("mining", "margin"), [*((mining, 0.3) for mining in losses.MINING), ("batch_all", "soft")])
 def test_batches_of_unknown_size_have_the_same_losses(mining, margin, monkeypatch):
-    monkeypatch.setattr(losses, "ANCHORS_AT_ONCE", 8)  # smaller than some batches, larger than others
+    monkeypatch.setattr(losses, "ELEMENTS_AT_ONCE", 64)  # 5 anchors of 12, or all 7 of 7
     generator = np.random.default_rng(0)
     batches = [
         (generator.normal(size=(size, 3)).astype("float32"), generator.integers(0, 3, size)) for size in (7, 12, 1, 9)
@@ -772,19 +798,32 @@ def test_the_statistics_equal_a_plain_loop(loss):
         assert metric.name in statistics
 
 
+def anchor_loss(distances, positives, negatives, mining):
+    """Oracle: the summed losses of one anchor with the margin 0.3, from its distances."""
+    to_positives, to_negatives = distances[positives], distances[negatives]
+    if mining == "batch_hard":
+        return max(0, to_positives.max() - to_negatives.min() + 0.3)
+    if mining == "semi_hard":
+        farther = [to_negatives[to_negatives > each] for each in to_positives]
+        negative = np.array([each.min() if each.size else to_negatives.max() for each in farther])
+        return np.maximum(to_positives - negative + 0.3, 0).sum()
+    gaps = (to_positives[:, None] - to_negatives).ravel()
+    if mining == "all_semi_hard":
+        gaps = gaps[gaps < 0]
+    return np.maximum(gaps + 0.3, 0).sum()
+
+
 @pytest.mark.parametrize("mining", losses.MINING)
 def test_a_large_batch_needs_no_tensor_with_three_batch_axes(mining):
     """Such a tensor would take 108 GB here: other implementations have run out of memory."""
     embeddings, labels = unit_vectors(np.random.default_rng(15), 3000), np.arange(3000) // 3
-    by_anchor = evaluate(in_batch_triplet_loss, labels, embeddings, margin=0.3, mining=mining)
-    if mining == "batch_hard":  # the oracle needs one row of distances for each anchor
-        for anchor in (0, 1500, 2999):
-            distances = ((embeddings[anchor].astype("float64") - embeddings) ** 2).sum(axis=1)
-            positives = (labels == labels[anchor]) & (np.arange(3000) != anchor)
-            expected = max(0, distances[positives].max() - distances[labels != labels[anchor]].min() + 0.3)
-            assert by_anchor[anchor] == pytest.approx(expected, rel=1e-5)
+    by_anchor = evaluate(in_batch_triplet_loss, labels, embeddings, margin=0.3, mining=mining, average="sum") / 3000
+    for anchor in (0, 1500, 2999):  # the oracle needs one row of distances for each anchor
+        distances = ((embeddings[anchor].astype("float64") - embeddings) ** 2).sum(axis=1)
+        positives = (labels == labels[anchor]) & (np.arange(3000) != anchor)
+        expected = anchor_loss(distances, positives, labels != labels[anchor], mining)
+        assert by_anchor[anchor] == pytest.approx(expected, rel=1e-5)
     assert np.isfinite(by_anchor).all()
-    assert by_anchor.mean() > 0
 
 
 def test_a_copy_of_the_file_works_in_another_project(tmp_path):
