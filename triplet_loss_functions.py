@@ -1,10 +1,9 @@
 """Two triplet losses for Keras 3, for every backend. This file imports only Keras: you can copy it into any project.
 
-The triplet loss of FaceNet (Schroff et al. 2015, equation 2) requires that an anchor is closer to a positive, an image
-of the same class, than to a negative, an image of another class, by at least a margin. With squared Euclidean distances
-between embeddings:
+The triplet loss of FaceNet (Schroff et al. 2015, equation 2) requires that an anchor a is closer to a positive p, an
+image of the same class, than to a negative n, an image of another class, by at least a margin:
 
-    loss(anchor, positive, negative) = max(0, |anchor - positive|² - |anchor - negative|² + margin)
+    loss(a, p, n) = max(0, d(a, p) - d(a, n) + margin),  d(x, y) = |x - y|²
 
 `InBatchTripletLoss` mines the triplets inside each batch of labelled embeddings:
 
@@ -19,6 +18,9 @@ between embeddings:
 Both losses and their gradients are finite for every batch whose embeddings have norms below 1e12. If an embedding
 contains NaN or infinity, the loss is NaN: no mask hides it. An anchor without a positive or without a negative forms no
 triplet. A batch without triplets has loss 0 and gradient 0. No tensor has three batch axes.
+
+`_mined_losses` calls one function for each mining. `_batch_hard` and `_semi_hard` choose a negative, and the gradient
+follows from the chosen distances. `_batch_all` and `_all_semi_hard` count in how many active triplets each distance is.
 """
 
 import keras
@@ -29,36 +31,32 @@ DISTANCES = ("squared", "euclidean")
 AVERAGES = ("auto", "active", "all", "sum")
 STATISTICS = ("active_triplets", "positive_distance", "negative_distance")
 ELEMENTS_AT_ONCE = 2**20  # of a matrix of distances, on a CPU: so few that they stay in its cache
-# Counting takes a step for each positive of an anchor. Above so many positives, sorting was faster on two CPU cores;
-# under a compiler (JAX) counting always was.
-SORTING_PAYS_ABOVE = {"tensorflow": 100, "torch": 20}
+# Counting takes a step for each positive of an anchor. On a GPU, sorting was faster for every batch. On a CPU, it was
+# for anchors with more positives than this; in the programs that JAX compiles, never.
+SORTING_PAYS_ABOVE = {"tensorflow": 100, "torch": 20, "jax": float("inf")}
 
 
 def in_batch_triplet_loss(
-    labels,
-    embeddings,
-    margin: float | str = 0.3,
-    mining: str = "semi_hard",
-    distance: str = "squared",
-    average: str = "auto",
+    labels, embeddings, margin: float | str = 0.3, mining="semi_hard", distance="squared", average="auto"
 ):
     """Triplet loss over triplets that are mined inside a batch.
 
-    `mining` selects the triplets:
+    `mining` selects the triplets (a, p, n):
 
     - `"batch_all"`: every valid triplet (Hermans et al. 2017, "In Defense of the Triplet Loss", equation 6).
-    - `"batch_hard"`: for each anchor, the farthest positive and the nearest negative (the same paper, equation 5).
-    - `"semi_hard"`: for each anchor-positive pair, the nearest negative that is farther than the positive (FaceNet,
-      section 3.2). If no negative is farther, the farthest negative, as in TensorFlow Addons.
-    - `"all_semi_hard"`: every valid triplet whose negative is farther than the positive, but violates the margin. With
-      the soft margin, which every triplet violates: every valid triplet whose negative is farther.
+    - `"batch_hard"`: for each anchor, the positive with the largest d(a, p) and the negative with the smallest d(a, n)
+      (the same paper, equation 5).
+    - `"semi_hard"`: for each pair (a, p), the negative with the smallest d(a, n) > d(a, p) (FaceNet, section 3.2). If
+      no negative is farther, the farthest negative, as in TensorFlow Addons.
+    - `"all_semi_hard"`: every valid triplet with d(a, p) < d(a, n) < d(a, p) + margin. With the soft margin, which
+      every triplet violates: with d(a, p) < d(a, n).
 
     `average` selects the loss of the batch: the mean over the `"active"` triplets (those with a positive loss), the
     mean over `"all"` mined triplets (for `"all_semi_hard"`, all valid triplets), or the `"sum"` (FaceNet, equation 2).
     `"auto"` follows the papers: `"all"` for `"batch_hard"`, `"semi_hard"` and the soft margin, otherwise `"active"`.
 
-    Memory is O(batch²), but O(batch) for the loss of `"batch_hard"` without statistics. Time is O(batch²) for
-    `"batch_hard"`, O(batch² log batch) for `"batch_all"` with a margin, else O(batch² · size of the largest class).
+    Memory is O(batch²), for `"batch_hard"` O(batch). Time is O(batch²) for `"batch_hard"`, O(batch² log batch) where
+    `"batch_all"` sorts, else O(batch² · size of the largest class).
 
     Args:
         labels: integers of any dtype that the backend supports, shape `(batch,)` or `(batch, 1)`, at least one label.
@@ -67,7 +65,7 @@ def in_batch_triplet_loss(
         embeddings: floats, shape `(batch, embedding_size)`. float16 and bfloat16 embeddings are cast to float32. On
             torch, float64 embeddings have float32 accuracy, because Keras multiplies matrices in float32 there.
         margin: positive float, in the unit of the distance; or `"soft"`: log(1 + exp(x)) replaces max(0, x + margin),
-            where x = d(anchor, positive) - d(anchor, negative) (Hermans et al. 2017, section 2).
+            where x = d(a, p) - d(a, n) (Hermans et al. 2017, section 2).
         mining, average: see above.
         distance: `"squared"` Euclidean, as in FaceNet (0 to 4 between unit vectors), or `"euclidean"`, with gradient 0
             at distance 0. The square root amplifies rounding errors near 0: to 1e-3 between unit vectors closer than
@@ -79,44 +77,22 @@ def in_batch_triplet_loss(
     Raises:
         ValueError: if a shape is wrong, labels are fractional (outside graph mode), an argument is not one of the
             values above, or `average` is `"active"` with the soft margin: every triplet then has a positive loss.
+
+    Example: 0 and 1 of one class, 2 and 4 of another. In the triplets (a, p, n) = (1, 0, 2) and (2, 4, 1), d(a, p) -
+    d(a, n) + margin is 1 - 1 + 0.5 and 4 - 1 + 0.5; in (2, 4, 0) it is 4 - 4 + 0.5. All others are below 0.
+
+        >>> labels, embeddings = [0, 0, 1, 1], [[0.0], [1.0], [2.0], [4.0]]
+        >>> float(ops.mean(in_batch_triplet_loss(labels, embeddings, 0.5, "batch_all", average="sum")))
+        4.5
     """
-    margin, average = _checked_arguments(margin, mining, distance, average)
+    _check_choice("mining", mining, MINING)
+    margin, average = _checked_arguments(margin, distance, average, mining)
     labels, embeddings = _checked_batch(labels, embeddings)
     losses, active_count, mined_count = _mined_losses(labels, embeddings, margin, mining, distance)
     return _scaled(losses, active_count, mined_count, average)
 
 
-def in_batch_triplet_statistics(
-    labels,
-    embeddings,
-    margin: float | str = 0.3,
-    mining: str = "semi_hard",
-    distance: str = "squared",
-    average: str = "auto",
-) -> tuple:
-    """The losses, and statistics for a training log. The arguments are those of `in_batch_triplet_loss`.
-
-    Returns:
-        Tuple of the losses `(batch,)` and a dict of scalars, from one distance matrix (the losses of `"batch_hard"`
-        need distances of their own). `active_triplets` is the fraction of the mined triplets (for `"all_semi_hard"`, of
-        all valid triplets) with a positive loss; with the soft margin, with a negative nearer than the positive.
-        `positive_distance` and `negative_distance` are the means over all anchor-positive and anchor-negative pairs.
-    """
-    margin, average = _checked_arguments(margin, mining, distance, average)
-    labels, embeddings = _checked_batch(labels, embeddings)
-    pairs = distances, positives, negatives = _distances_and_masks(labels, embeddings, distance)
-    losses, active_count, mined_count = _mined_losses(labels, embeddings, margin, mining, distance, pairs)
-    statistics = {
-        "active_triplets": active_count / ops.maximum(mined_count, 1),
-        "positive_distance": _masked_mean(positives, distances),
-        "negative_distance": _masked_mean(negatives, distances),
-    }
-    return _scaled(losses, active_count, mined_count, average), statistics
-
-
-def merge_triplet_loss(
-    anchor, positive, negative, margin: float | str = 0.3, distance: str = "squared", average: str = "all"
-):
+def merge_triplet_loss(anchor, positive, negative, margin: float | str = 0.3, distance="squared", average="all"):
     """Triplet loss of given triplets.
 
     Args:
@@ -130,8 +106,13 @@ def merge_triplet_loss(
 
     Raises:
         ValueError: if the shapes differ, or another argument is not one of the values above.
+
+    Example: d(anchor, positive) - d(anchor, negative) + margin = 4 - 1 + 0.5.
+
+        >>> float(ops.mean(merge_triplet_loss([[0.0]], [[2.0]], [[1.0]], margin=0.5)))
+        3.5
     """
-    margin, average = _checked_arguments(margin, "batch_hard", distance, average)  # "auto" means "all" there
+    margin, average = _checked_arguments(margin, distance, average)
     to_positive, to_negative = _triplet_distances(anchor, positive, negative, distance)
     losses, derivatives = _loss_and_derivative(to_positive - to_negative, margin)  # each of shape (batch,)
     active_count, count = _count(_is_active(derivatives, margin)), _count(ops.ones_like(losses))
@@ -139,38 +120,54 @@ def merge_triplet_loss(
     return _scaled(losses, active_count, count, average)
 
 
+class _TripletLoss(keras.losses.Loss):
+    """What both losses share: their settings are checked, saved with a model, and have metrics."""
+
+    def __init__(self, settings: dict, name: str, **kwargs):
+        super().__init__(name=name, **kwargs)
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(
+                f"`dtype` must be float32 or float64: fewer bits would merge labels. Received: {self.dtype}"
+            )
+        margin, _ = _checked_arguments(**settings)
+        self.settings = {**settings, "margin": margin}
+
+    def metrics(self) -> list:
+        """The metrics `active_triplets`, `positive_distance` and `negative_distance`, for `compile` or your own loop.
+
+        `active_triplets` is the fraction of the mined triplets (for `"all_semi_hard"`, of all valid triplets) with a
+        positive loss; with the soft margin, with a negative nearer than the positive. The distances are the means over
+        all anchor-positive and all anchor-negative pairs, or over those of the given triplets.
+        """
+        return [TripletStatistic(self, name) for name in STATISTICS]
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "dtype": self.dtype, **self.settings}
+
+
 @keras.saving.register_keras_serializable("triplet_loss")
-class InBatchTripletLoss(keras.losses.Loss):
+class InBatchTripletLoss(_TripletLoss):
     """`in_batch_triplet_loss` for `compile`. `fit` needs integer labels of shape `(batch,)` or `(batch, 1)`.
 
     Args:
         margin, mining, distance, average: as in `in_batch_triplet_loss`. Other values raise ValueError.
         name, **kwargs: as in `keras.losses.Loss`. Keep the default `reduction`, a mean; `dtype` is float32 or float64.
+
+    Example: the hardest triplets are (0, 1, 2), (1, 0, 2), (2, 4, 1) and (4, 2, 1); the losses 0, 0.5, 3.5 and 0.
+
+        >>> loss = InBatchTripletLoss(margin=0.5, mining="batch_hard")
+        >>> float(loss([0, 0, 1, 1], [[0.0], [1.0], [2.0], [4.0]]))
+        1.0
     """
 
     def __init__(
-        self,
-        margin: float | str = 0.3,
-        mining: str = "semi_hard",
-        distance: str = "squared",
-        average: str = "auto",
-        name: str = "in_batch_triplet_loss",
-        **kwargs,
+        self, margin=0.3, mining="semi_hard", distance="squared", average="auto", name="in_batch_triplet_loss", **kwargs
     ):
-        super().__init__(name=name, **kwargs)
-        _check_dtype(self.dtype)
-        margin, _ = _checked_arguments(margin, mining, distance, average)
-        self.settings = {"margin": margin, "mining": mining, "distance": distance, "average": average}
+        _check_choice("mining", mining, MINING)
+        super().__init__({"margin": margin, "mining": mining, "distance": distance, "average": average}, name, **kwargs)
 
     def call(self, y_true, y_pred):
         return in_batch_triplet_loss(y_true, y_pred, **self.settings)
-
-    def metrics(self) -> list:
-        """The metrics `active_triplets`, `positive_distance` and `negative_distance`, for `compile`.
-
-        They repeat computations of the loss. In your own training loop, call `in_batch_triplet_statistics` instead.
-        """
-        return [TripletStatistic(self, name) for name in STATISTICS]
 
     def statistic(self, name: str, labels, embeddings) -> tuple:
         """One statistic of a batch, without the others, and its weight: 0 without such triplets or pairs, else 1."""
@@ -183,12 +180,9 @@ class InBatchTripletLoss(keras.losses.Loss):
         mask = positives if name == "positive_distance" else negatives
         return _masked_mean(mask, distances), ops.cast(ops.any(mask), "float32")
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), "dtype": self.dtype, **self.settings}
-
 
 @keras.saving.register_keras_serializable("triplet_loss")
-class MergeTripletLoss(keras.losses.Loss):
+class MergeTripletLoss(_TripletLoss):
     """`merge_triplet_loss` for `compile`, on the merged embeddings of three branches.
 
     The model's output must have shape `(batch, 3, embedding_size)`: anchor, positive and negative, in this order. The
@@ -197,27 +191,18 @@ class MergeTripletLoss(keras.losses.Loss):
     Args:
         margin, distance, average: as in `merge_triplet_loss`. Other values raise ValueError.
         name, **kwargs: as in `keras.losses.Loss`. Keep the default `reduction`, a mean; `dtype` is float32 or float64.
+
+    Example: the triplet of `merge_triplet_loss`.
+
+        >>> float(MergeTripletLoss(margin=0.5)(ops.zeros(1), ops.array([[[0.0], [2.0], [1.0]]])))
+        3.5
     """
 
-    def __init__(
-        self,
-        margin: float | str = 0.3,
-        distance: str = "squared",
-        average: str = "all",
-        name: str = "merge_triplet_loss",
-        **kwargs,
-    ):
-        super().__init__(name=name, **kwargs)
-        _check_dtype(self.dtype)
-        margin, _ = _checked_arguments(margin, "batch_hard", distance, average)
-        self.settings = {"margin": margin, "distance": distance, "average": average}
+    def __init__(self, margin=0.3, distance="squared", average="all", name="merge_triplet_loss", **kwargs):
+        super().__init__({"margin": margin, "distance": distance, "average": average}, name, **kwargs)
 
     def call(self, y_true, y_pred):
         return merge_triplet_loss(*_unstacked(y_pred), **self.settings)
-
-    def metrics(self) -> list:
-        """The same three metrics as `InBatchTripletLoss.metrics`, over the given triplets."""
-        return [TripletStatistic(self, name) for name in STATISTICS]
 
     def statistic(self, name: str, targets, merged) -> tuple:
         """One statistic of each triplet, shape `(batch,)`, and None: no weights."""
@@ -227,9 +212,6 @@ class MergeTripletLoss(keras.losses.Loss):
             derivatives = _loss_and_derivative(to_positive - to_negative, margin)[1]
             return ops.cast(_is_active(derivatives, margin), "float32"), None
         return to_positive if name == "positive_distance" else to_negative, None
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "dtype": self.dtype, **self.settings}
 
 
 @keras.saving.register_keras_serializable("triplet_loss")
@@ -245,8 +227,7 @@ class TripletStatistic(keras.metrics.Mean):
 
     def __init__(self, loss: InBatchTripletLoss | MergeTripletLoss, statistic: str, name: str | None = None, **kwargs):
         super().__init__(name=name or statistic, **kwargs)
-        if statistic not in STATISTICS:
-            raise ValueError(f"`statistic` must be one of {', '.join(map(repr, STATISTICS))}. Received: {statistic!r}")
+        _check_choice("statistic", statistic, STATISTICS)
         self.loss, self.statistic = loss, statistic
 
     def update_state(self, y_true, y_pred, sample_weight=None):
@@ -349,14 +330,13 @@ def _scaled(losses, active_count, mined_count, average):
     return losses * (ops.sum(ops.ones_like(losses)) / ops.maximum(divisor, 1))
 
 
-def _mined_losses(labels, embeddings, margin, mining, distance, pairs=None):
+def _mined_losses(labels, embeddings, margin, mining, distance):
     """Losses summed for each anchor, shape `(batch,)`, and the numbers of active and of mined triplets."""
     if mining == "batch_hard":
         losses, active_count, mined_count = _batch_hard(labels, embeddings, margin, distance)
     else:
         mine = {"batch_all": _batch_all, "semi_hard": _semi_hard, "all_semi_hard": _all_semi_hard}[mining]
-        pairs = pairs or _distances_and_masks(labels, embeddings, distance)
-        losses, active_count, mined_count = mine(labels, *pairs, margin)
+        losses, active_count, mined_count = mine(labels, *_distances_and_masks(labels, embeddings, distance), margin)
     finite = ops.isfinite(ops.sum(ops.stop_gradient(embeddings)))  # otherwise a mask could hide NaN or infinity
     return ops.where(finite, losses, float("nan")), active_count, mined_count
 
@@ -402,12 +382,12 @@ def _semi_hard(labels, distances, positives, negatives, margin):
     def choose_nearest(chosen, positive_key, negative_keys):
         # At least 0 for farther negatives, below 0 for nearer. Inverting the sign bit puts the nearer ones last.
         farther_by = negative_keys - positive_key - 1  # shape (anchors, batch)
-        return chosen, ops.cast(ops.argmin(ops.bitwise_xor(farther_by, -largest - 1), axis=1), "int32")
+        return chosen, ops.cast(ops.argmin(ops.bitwise_xor(farther_by, -largest - 1), axis=1), keys.dtype)
 
-    chosen = _over_positives(choose_nearest, labels, keys, negative_keys, 0, "int32")  # of each pair, (batch, batch)
+    chosen = _over_positives(choose_nearest, labels, keys, negative_keys, 0)  # of each pair, (batch, batch)
     chosen_keys = ops.take_along_axis(negative_keys, chosen, axis=1)
     is_farther = ops.logical_and(chosen_keys > keys, chosen_keys < largest)
-    chosen = ops.where(is_farther, chosen, ops.cast(farthest, "int32"))
+    chosen = ops.where(is_farther, chosen, ops.cast(farthest, keys.dtype))
     mined = ops.logical_and(positives, ops.any(negatives, axis=1, keepdims=True))
     return _chosen_losses(distances - ops.take_along_axis(distances, chosen, axis=1), mined, margin)
 
@@ -422,47 +402,39 @@ def _chosen_losses(gap, mined, margin):
 
 def _batch_all(labels, distances, positives, negatives, margin):
     """Mines all valid triplets."""
-    positive_count, mined_count = _valid_triplets(positives, negatives)
+    positive_count, negative_count = _count(positives, axis=1), _count(negatives, axis=1)  # each of shape (batch,)
 
-    def by_counting():
-        return _losses_by_counting(labels, distances, negatives, margin)
-
-    def by_sorting():
-        return _losses_by_sorting(distances, positives, negatives, margin)
-
-    limit = SORTING_PAYS_ABOVE.get(keras.backend.backend())
-    if margin == "soft" or limit is None:
-        return *by_counting(), mined_count
-    return *ops.cond(ops.max(positive_count) > limit, by_sorting, by_counting), mined_count
+    limit = SORTING_PAYS_ABOVE[keras.backend.backend()] if _on_cpu(distances) else 0
+    if margin == "soft" or limit == float("inf"):
+        losses, active_count = _losses_by_counting(labels, distances, negatives, margin)
+    else:
+        losses, active_count = ops.cond(
+            ops.max(positive_count) > limit,
+            lambda: _losses_by_sorting(distances, positives, negatives, margin),
+            lambda: _losses_by_counting(labels, distances, negatives, margin),
+        )
+    return losses, active_count, ops.sum(positive_count * negative_count)
 
 
 def _all_semi_hard(labels, distances, positives, negatives, margin):
     """Mines all valid triplets whose negative is farther than the positive. The others count as mined, with loss 0."""
-    _, mined_count = _valid_triplets(positives, negatives)
-    return *_losses_by_counting(labels, distances, negatives, margin, farther_only=True), mined_count
-
-
-def _valid_triplets(positives, negatives):
-    """The number of positives of each anchor, shape `(batch,)`, and the number of valid triplets in the batch."""
-    positive_count = _count(positives, axis=1)
-    others = ops.cast(ops.shape(positives)[0] - 1, "float32")
-    return positive_count, ops.sum(positive_count * (others - positive_count))
+    losses, active_count = _losses_by_counting(labels, distances, negatives, margin, farther_only=True)
+    return losses, active_count, ops.sum(_count(positives, axis=1) * _count(negatives, axis=1))
 
 
 def _losses_by_counting(labels, distances, negatives, margin, farther_only=False):
     """Losses of all valid triplets, summed for each anchor, and the number of active triplets.
 
-    The weight of a distance is the sum of the losses' derivatives with respect to it: for d(a,p), the number of its
-    active triplets, and for d(a,n), minus that number. With the weights held constant, the sum of weight · distance
+    The weight of a distance is the sum of the losses' derivatives with respect to it: for d(a, p), the number of its
+    active triplets, and for d(a, n), minus that number. With the weights held constant, the sum of weight · distance
     has the gradient of the loss. With a margin, that sum plus margin · active triplets is the loss too.
 
-    For the distances 0.2 and 0.5 to positives, 0.3, 0.5 and 0.9 to negatives, and the margin 0.3: the first positive
-    violates the margin with the negative at 0.3 alone (0.2 + 0.3 is not above 0.5), the second with those at 0.3 and
-    0.5. The weights are 1 and 2, -2, -1 and 0, and the loss is 1.2 - 1.1 + 0.3 · 3 = 1.0.
+    Example: distances 0.2 and 0.5 to positives, 0.3, 0.5 and 0.9 to negatives, margin 0.3. The positive at 0.2 forms an
+    active triplet with the negative at 0.3 (0.2 + 0.3 is not above 0.5), the one at 0.5 with those at 0.3 and 0.5. So
+    the weights are 1 and 2, and -2, -1 and 0, and the loss is 0.2 + 2 · 0.5 - 2 · 0.3 - 0.5 + 3 · 0.3 = 1.0.
     """
     fixed = ops.stop_gradient(distances)
-    # The anchor's own distance is -∞ as that to a positive, and ∞ replaces all that are not to negatives: with
-    # d(a,p) - d(a,n) = -∞ there is no loss, and the loop below needs no masks.
+    # Instead of a mask: with d(a, n) = ∞, or with d(a, p) = -∞ if a has no further positive, every summand is 0.
     to_negatives = ops.where(negatives, fixed, float("inf"))
 
     def summed(function):
@@ -476,15 +448,19 @@ def _losses_by_counting(labels, distances, negatives, margin, farther_only=False
 
     if margin != "soft":
         weights = summed(lambda to_positive, to_negative: to_positive + margin > to_negative)
-        active = ops.sum(ops.relu(weights), axis=1)  # shape (batch,)
-        return ops.sum(weights * distances, axis=1) + margin * active, ops.sum(active)
+        return _from_weights(weights, distances, margin)
     losses = ops.sum(ops.relu(summed(lambda *gap: ops.softplus(ops.subtract(*gap)))), axis=1)
     weighted = ops.sum(summed(lambda *gap: ops.sigmoid(ops.subtract(*gap))) * distances, axis=1)
     active_count = ops.sum(ops.relu(summed(ops.greater)))
     return losses + (weighted - ops.stop_gradient(weighted)), active_count  # adds 0, and the gradient
 
 
-def _over_positives(function, labels, to_positives, to_negatives, missing, dtype=None):
+def _from_weights(weights, distances, margin):
+    active = ops.sum(ops.relu(weights), axis=1)  # triplets of each anchor, shape (batch,)
+    return ops.sum(weights * distances, axis=1) + margin * active, ops.sum(active)
+
+
+def _over_positives(function, labels, to_positives, to_negatives, missing):
     """A matrix of shape `(batch, batch)`, filled in a loop that takes one positive of each anchor at a time.
 
     `function(rows, to_positive, to_negative)` receives the rows of some anchors, which begin with zeros, and the
@@ -509,15 +485,10 @@ def _over_positives(function, labels, to_positives, to_negatives, missing, dtype
             block, entries = function(block, value, to_negative)
             return ops.scatter_update(block, ops.concatenate([rows[:, None], positive], axis=1), entries)
 
-        return ops.fori_loop(1, steps, add, ops.zeros_like(to_negative, dtype))
+        return ops.fori_loop(1, steps, add, ops.zeros_like(to_negative))
 
-    anchors = ops.arange(batch, dtype="int32")
-    return _in_blocks(
-        fill_rows,
-        (to_positives, to_negatives, anchors, start, end - start, position),
-        batch,
-        dtype or to_negatives.dtype,
-    )
+    arrays = (to_positives, to_negatives, ops.arange(batch, dtype="int32"), start, end - start, position)
+    return _in_blocks(fill_rows, arrays, batch, to_negatives.dtype)
 
 
 def _in_blocks(function, arrays, width, dtype):
@@ -542,36 +513,32 @@ def _in_blocks(function, arrays, width, dtype):
 def _losses_by_sorting(distances, positives, negatives, margin):
     """The same as `_losses_by_counting`, in time O(batch² log batch) however many positives there are.
 
-    Each row sorts d(a,p) + margin and d(a,n) together. The active triplets of a positive are those with a negative
-    before it, those of a negative are those with a positive after it. The row in the example of
-    `_losses_by_counting` becomes 0.3 (negative), 0.5 (positive), 0.5 (negative), 0.8 (positive), 0.9 (negative).
+    Each row sorts d(a, p) + margin and d(a, n) together. The active triplets of a positive are those with a negative
+    before it, and those of a negative are those with a positive after it. The row of the example above becomes
+    0.3 (negative), 0.5 (positive), 0.5 (negative), 0.8 (positive), 0.9 (negative).
     """
     fixed = ops.stop_gradient(distances)
-    keys = ops.where(positives, fixed + margin, fixed)  # shape (batch, batch); the anchor's position is arbitrary
+    keys = ops.where(positives, fixed + margin, fixed)  # shape (batch, batch)
     # Of equal keys, like both 0.5 above, the positive must be first: on the margin, a triplet is not active. A lowest
     # bit that is added to the integer keys, 1 for negatives, ensures it. The subtraction avoids an overflow.
     keys, largest = _sortable_integers(keys)
     keys = 2 * (keys - (largest // 2 + 1)) + ops.cast(negatives, keys.dtype)
     order = ops.argsort(keys, axis=1)  # shape (batch, batch)
 
-    signs = ops.cast(positives, fixed.dtype) - ops.cast(negatives, fixed.dtype)
-    signs = ops.take_along_axis(signs, order, axis=1)  # 1 for a positive, -1 for a negative, 0 for the anchor
-    is_positive, is_negative = ops.relu(signs), ops.relu(-signs)
-    negatives_before = ops.cumsum(is_negative, axis=1)  # shape (batch, batch)
-    positives_before = ops.cumsum(is_positive, axis=1)
-    active = is_positive * negatives_before  # of each positive, shape (batch, batch)
-    weights = active - is_negative * (positives_before[:, -1:] - positives_before)
-    active = ops.sum(active, axis=1)  # shape (batch,)
-    return ops.sum(weights * ops.take_along_axis(distances, order, axis=1), axis=1) + margin * active, ops.sum(active)
+    is_negative = ops.take_along_axis(ops.cast(negatives, fixed.dtype), order, axis=1)
+    is_positive = 1 - is_negative  # and the anchor itself, which is always first: its distance is 0
+    positives_before, negatives_before = ops.cumsum(is_positive, axis=1), ops.cumsum(is_negative, axis=1)
+    positives_after = positives_before[:, -1:] - positives_before
+    weights = is_positive * negatives_before - is_negative * positives_after  # shape (batch, batch)
+    return _from_weights(weights, ops.take_along_axis(distances, order, axis=1), margin)
 
 
 def _sortable_integers(values):
     """Integers that sort like the given floats from 0 to infinity, and an integer above all of them.
 
-    The bits of such floats (IEEE 754), read as integers, have the floats' order: 0.2, 0.3, 0.5, 0.5, 0.9 become
-    1045220557, 1050253722, 1056964608, 1056964608, 1063675494. Integers have three advantages: all backends find the
-    smallest and the largest faster than among floats, subtracting a number from some of them puts these below the
-    rest, and there is room for one more bit.
+    The bits of such floats (IEEE 754), read as integers, have the floats' order: 0.2, 0.3, 0.5, 0.5 and 0.9 become
+    1045220557, 1050253722, 1056964608, 1056964608 and 1063675494. Backends find the smallest of integers faster than
+    that of floats, a subtraction puts some below all others, and there is room for one more bit.
     """
     wide = keras.backend.standardize_dtype(values.dtype) == "float64"
     column = ops.reshape(ops.stop_gradient(values), (-1, 1))  # `view` needs a last axis of known size
@@ -582,10 +549,8 @@ def _sortable_integers(values):
 def _triplet_distances(anchor, positive, negative, distance):
     anchor, positive, negative = (_at_least_float32(each) for each in (anchor, positive, negative))
     if not anchor.shape == positive.shape == negative.shape or len(anchor.shape) != 2:
-        raise ValueError(
-            "Anchor, positive and negative must have the same shape, (batch, embedding_size). "
-            f"Received: {anchor.shape}, {positive.shape}, {negative.shape}"
-        )
+        shapes = f"{anchor.shape}, {positive.shape}, {negative.shape}"
+        raise ValueError(f"Anchor, positive and negative must have the same shape (batch, embedding_size): {shapes}")
     to_positive, to_negative = (ops.sum(ops.square(anchor - each), axis=-1) for each in (positive, negative))
     return _from_squared(to_positive, distance), _from_squared(to_negative, distance)  # each of shape (batch,)
 
@@ -609,29 +574,21 @@ def _checked_batch(labels, embeddings):
     if len(embeddings.shape) != 2:
         raise ValueError(f"Embeddings must have shape (batch, embedding_size). Received: {embeddings.shape}")
     if len(labels.shape) not in (1, 2) or (len(labels.shape) == 2 and labels.shape[1] != 1):
-        raise ValueError(
-            "Labels must be integers of shape (batch,) or (batch, 1); take the argmax of one-hot labels. "
-            f"Received shape: {labels.shape}"
-        )
+        hint = "Labels must be integers of shape (batch,) or (batch, 1); take the argmax of one-hot labels."
+        raise ValueError(f"{hint} Received shape: {labels.shape}")
     if None not in (labels.shape[0], embeddings.shape[0]) and labels.shape[0] != embeddings.shape[0]:
-        raise ValueError(
-            "There must be one label for each embedding. "
-            f"Received: {labels.shape[0]} labels, {embeddings.shape[0]} embeddings"
-        )
+        counts = f"{labels.shape[0]} labels, {embeddings.shape[0]} embeddings"
+        raise ValueError(f"There must be one label for each embedding. Received: {counts}")
     if "float" in keras.backend.standardize_dtype(labels.dtype):
-        _check_integers(labels)
+        try:
+            fractional = (ops.convert_to_numpy(labels) % 1 != 0).any()
+        except Exception:  # in graph mode there are no values yet; each backend raises its own type
+            fractional = False
+        if fractional:
+            raise ValueError(f"Labels must be integers, one for each class. Received: {labels}")
     if keras.backend.standardize_dtype(labels.dtype) == "bool":
         labels = ops.cast(labels, "int32")
     return ops.reshape(labels, (-1,)), embeddings
-
-
-def _check_integers(labels):
-    try:
-        values = ops.convert_to_numpy(labels)
-    except Exception:  # in graph mode there are no values yet
-        return
-    if (values != values.round()).any():
-        raise ValueError(f"Labels must be integers, one for each class. Received: {values}")
 
 
 def _at_least_float32(embeddings):
@@ -640,13 +597,8 @@ def _at_least_float32(embeddings):
     return embeddings if wide_enough else ops.cast(embeddings, "float32")
 
 
-def _check_dtype(dtype):
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"`dtype` must be float32 or float64: fewer bits would merge labels. Received: {dtype}")
-
-
-def _checked_arguments(margin, mining, distance, average):
-    """The margin as `"soft"` or a float, and the average that `"auto"` selects. Raises ValueError for other values."""
+def _checked_arguments(margin, distance, average, mining=None):
+    """The margin as `"soft"` or a float, and the average that `"auto"` selects; `mining` is None for given triplets."""
     try:
         number = float(margin) if hasattr(margin, "__float__") else 0.0
     except (TypeError, OverflowError):  # such as an array of several numbers, a tensor without a value yet, or 10**400
@@ -654,12 +606,15 @@ def _checked_arguments(margin, mining, distance, average):
     soft = isinstance(margin, str) and margin == "soft"
     if not soft and not 0 < number < float("inf"):
         raise ValueError(f'`margin` must be a positive number or "soft". Received: {margin!r}')
-    arguments = (("mining", mining, MINING), ("distance", distance, DISTANCES), ("average", average, AVERAGES))
-    for name, value, allowed in arguments:
-        if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}. Received: {value!r}")
+    _check_choice("distance", distance, DISTANCES)
+    _check_choice("average", average, AVERAGES)
     if average == "auto":
         average = "active" if mining in ("batch_all", "all_semi_hard") and not soft else "all"
     if average == "active" and soft:
         raise ValueError("`average` must not be 'active' with the soft margin: every triplet has a positive loss.")
     return "soft" if soft else number, average
+
+
+def _check_choice(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}. Received: {value!r}")

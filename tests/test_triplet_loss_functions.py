@@ -3,6 +3,7 @@
 They run on every backend: `KERAS_BACKEND=jax python -m pytest tests/test_triplet_loss_functions.py`.
 """
 
+import doctest
 import functools
 import itertools
 import json
@@ -17,11 +18,12 @@ from triplet_loss_functions import (
     InBatchTripletLoss,
     MergeTripletLoss,
     in_batch_triplet_loss,
-    in_batch_triplet_statistics,
     merge_triplet_loss,
 )
 
 BACKEND = keras.backend.backend()
+ON_CPU = losses._on_cpu(keras.ops.zeros(1))
+GRADIENT_TOLERANCE = 1e-5 if ON_CPU else 1e-3  # a GPU may multiply the gradients' matrices in TF32
 
 
 def all_distances(embeddings, distance="squared"):
@@ -161,6 +163,12 @@ def mean_loss(labels, embeddings, margin=0.3, mining="semi_hard", distance="squa
     return evaluate(in_batch_triplet_loss, labels, embeddings, **settings).mean()
 
 
+def in_batch_statistics(labels, embeddings, **settings):
+    loss = InBatchTripletLoss(**settings)
+    labels, embeddings = keras.ops.convert_to_tensor(labels), keras.ops.convert_to_tensor(embeddings)
+    return {name: loss.statistic(name, labels, embeddings)[0] for name in losses.STATISTICS}
+
+
 BATCHES = {  # the labels of 12 images
     "one class": np.full(12, 3),
     "all classes different": np.arange(12),
@@ -193,6 +201,8 @@ def test_the_loss_equals_a_plain_loop(mining, margin, distance):
 @pytest.mark.parametrize("mining", losses.MINING)
 def test_a_batch_is_processed_in_blocks_of_anchors(mining, anchors, device, monkeypatch):
     """If the batch is no multiple of the block, the last block overlaps the one before."""
+    if device == "CPU" and not ON_CPU:
+        pytest.skip("a GPU may multiply in TF32, so its embeddings must be split")
     monkeypatch.setattr(losses, "_on_cpu", lambda values: device == "CPU")  # a GPU has larger blocks
     monkeypatch.setattr(losses, "ELEMENTS_AT_ONCE", 12 * anchors if device == "CPU" else 1)
     in_blocks = functools.partial(in_batch_triplet_loss, margin=0.3, mining=mining)  # not compiled before
@@ -213,7 +223,7 @@ def test_sorting_and_counting_have_the_same_losses_and_gradients(limit, distance
     expected = functools.partial(loop_loss, labels, mining="batch_all", distance=distance)
     value, gradient = map(keras.ops.convert_to_numpy, (value, gradient))
     assert value == pytest.approx(expected(embeddings), rel=1e-5)
-    np.testing.assert_allclose(gradient, central_differences(expected, embeddings), atol=1e-5)
+    np.testing.assert_allclose(gradient, central_differences(expected, embeddings), atol=GRADIENT_TOLERANCE)
 
 
 @pytest.mark.parametrize("distance", losses.DISTANCES)
@@ -248,7 +258,7 @@ def test_the_gradient_equals_central_differences(loss):
     _, gradient = value_and_gradient(loss, labels, embeddings)
     expected = central_differences(lambda each: loop_loss(labels, each, **loss.settings), embeddings)
     assert np.abs(expected).max() > 0.01
-    np.testing.assert_allclose(gradient, expected, atol=1e-5)
+    np.testing.assert_allclose(gradient, expected, atol=GRADIENT_TOLERANCE)
 
 
 @pytest.mark.parametrize("distance", losses.DISTANCES)
@@ -265,7 +275,7 @@ def test_the_merge_gradient_equals_central_differences(margin, distance):
 
     expected = central_differences(oracle, merged)
     assert np.abs(expected).max() > 0.01
-    np.testing.assert_allclose(gradient, expected, atol=1e-5)
+    np.testing.assert_allclose(gradient, expected, atol=GRADIENT_TOLERANCE)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX and Keras on torch have no float64 product by default")
@@ -306,7 +316,8 @@ def test_a_triplet_exactly_on_the_margin_is_not_active(mining, count):
         gaps = [distances[a, p] - distances[a, n] for a, p, n in mined_triplets(labels, distances, mining)]
         active = [gap + 2 > 0 and (mining != "all_semi_hard" or gap < 0) for gap in gaps]
         on_the_margin += sum(gap == -2 for gap in gaps)
-        by_anchor, statistics = evaluate(in_batch_triplet_statistics, labels, points, margin=2.0, mining=mining)
+        by_anchor = evaluate(in_batch_triplet_loss, labels, points, margin=2.0, mining=mining)
+        statistics = evaluate(in_batch_statistics, labels, points, margin=2.0, mining=mining)
         assert statistics["active_triplets"] == pytest.approx(np.mean(active))
         assert by_anchor.mean() == pytest.approx(loop_loss(labels, points, 2.0, mining), rel=1e-5)
     assert on_the_margin > 0
@@ -354,7 +365,7 @@ def test_a_batch_without_triplets_has_no_loss_and_no_gradient(loss):
 def test_the_statistics_of_a_batch_without_pairs_are_zero(mining):
     embeddings = unit_vectors(np.random.default_rng(22), 12)
     for batch, missing in (("one class", "negative_distance"), ("all classes different", "positive_distance")):
-        _, statistics = evaluate(in_batch_triplet_statistics, BATCHES[batch], embeddings, mining=mining)
+        statistics = evaluate(in_batch_statistics, BATCHES[batch], embeddings, mining=mining)
         assert statistics["active_triplets"] == statistics[missing] == 0
         assert all(np.isfinite(value) for value in statistics.values())
 
@@ -448,8 +459,11 @@ def test_other_wrong_arguments_are_refused():
     for loss, settings in itertools.product((InBatchTripletLoss, MergeTripletLoss), [*wrong, {"average": "mean"}]):
         with pytest.raises(ValueError, match=next(iter(settings))):
             loss(**settings)
-    with pytest.raises(ValueError, match=r"'semi_hard'.*Received: 'semi-hard'"):
-        InBatchTripletLoss(mining="semi-hard")
+    for mining in ("semi-hard", None):
+        with pytest.raises(ValueError, match=rf"'semi_hard'.*Received: {mining!r}"):
+            InBatchTripletLoss(mining=mining)
+        with pytest.raises(ValueError, match=rf"'semi_hard'.*Received: {mining!r}"):
+            in_batch_triplet_loss(np.zeros(6), np.zeros((6, 4)), mining=mining)
     for loss in (InBatchTripletLoss, MergeTripletLoss):
         with pytest.raises(ValueError, match=r"`dtype` must be float32 or float64"):
             loss(dtype="bfloat16")
@@ -587,7 +601,7 @@ def test_batch_hard_is_exact_for_positives_closer_than_the_rounding_error():
                 direction = sign * (exact[anchor] - exact[other]) / distances[anchor, other] / 2
                 expected[anchor] += direction
                 expected[other] -= direction
-        np.testing.assert_allclose(gradient, expected, atol=1e-5)
+        np.testing.assert_allclose(gradient, expected, atol=GRADIENT_TOLERANCE)
 
 
 def test_batch_hard_selects_duplicates_as_positives_and_as_negatives():
@@ -680,7 +694,7 @@ def test_the_metrics_skip_batches_without_pairs():
 def test_with_the_soft_margin_a_negative_at_the_positives_distance_is_not_active():
     for mining in losses.MINING:
         points = np.array([[0.0], [1.0], [-1.0]], "float32")  # anchor 0: equal distances
-        _, statistics = evaluate(in_batch_triplet_statistics, np.array([0, 0, 1]), points, margin="soft", mining=mining)
+        statistics = evaluate(in_batch_statistics, np.array([0, 0, 1]), points, margin="soft", mining=mining)
         assert statistics["active_triplets"] == 0
 
 
@@ -790,7 +804,7 @@ def test_the_statistics_equal_a_plain_loop(loss):
         active.append(gap > (0 if margin == "soft" else -margin) and not (mining == "all_semi_hard" and gap >= 0))
     same = (labels[:, None] == labels) & ~np.eye(12, dtype=bool)
     expected = [np.mean(active), distances[same].mean(), distances[labels[:, None] != labels].mean()]
-    _, statistics = evaluate(in_batch_triplet_statistics, labels, embeddings, **loss.settings)
+    statistics = evaluate(in_batch_statistics, labels, embeddings, **loss.settings)
     np.testing.assert_allclose([statistics[name] for name in losses.STATISTICS], expected, rtol=1e-5)
     for metric, value in zip(loss.metrics(), expected, strict=True):
         metric.update_state(labels, embeddings)
@@ -824,6 +838,12 @@ def test_a_large_batch_needs_no_tensor_with_three_batch_axes(mining):
         expected = anchor_loss(distances, positives, labels != labels[anchor], mining)
         assert by_anchor[anchor] == pytest.approx(expected, rel=1e-5)
     assert np.isfinite(by_anchor).all()
+
+
+def test_the_examples_in_the_docstrings_are_right():
+    results = doctest.testmod(losses)
+    assert results.failed == 0
+    assert results.attempted >= 6
 
 
 def test_a_copy_of_the_file_works_in_another_project(tmp_path):
