@@ -10,10 +10,7 @@ image of the same class, than to a negative n, an image of another class, by at 
     model.compile(loss=InBatchTripletLoss(margin=0.3, mining="semi_hard"))
     model.fit(images, labels)  # integer labels; a batch needs several classes, with several images of a class
 
-`MergeTripletLoss` takes triplets that you select beforehand, from a model that merges three branches:
-
-    outputs = keras.ops.stack([anchor, positive, negative], axis=1)  # shape (batch, 3, embedding_size)
-    model.compile(loss=MergeTripletLoss(margin=0.3))
+`MergeTripletLoss` takes triplets that you select beforehand, from a model that merges three branches.
 
 Both losses and their gradients are finite for every batch whose embeddings have norms below 1e12. If an embedding
 contains NaN or infinity, the loss is NaN: no mask hides it. An anchor without a positive or without a negative forms no
@@ -66,7 +63,6 @@ def in_batch_triplet_loss(
             torch, float64 embeddings have float32 accuracy, because Keras multiplies matrices in float32 there.
         margin: positive float, in the unit of the distance; or `"soft"`: log(1 + exp(x)) replaces max(0, x + margin),
             where x = d(a, p) - d(a, n) (Hermans et al. 2017, section 2).
-        mining, average: see above.
         distance: `"squared"` Euclidean, as in FaceNet (0 to 4 between unit vectors), or `"euclidean"`, with gradient 0
             at distance 0. The square root amplifies rounding errors near 0: to 1e-3 between unit vectors closer than
             1e-3. `"batch_hard"` avoids this, because its losses come from differences of embeddings.
@@ -96,16 +92,10 @@ def merge_triplet_loss(anchor, positive, negative, margin: float | str = 0.3, di
     """Triplet loss of given triplets.
 
     Args:
-        anchor, positive, negative: embeddings, each of shape `(batch, embedding_size)`. Each positive is of its
-            anchor's class, each negative of another class.
-        margin, distance: as in `in_batch_triplet_loss`.
-        average: the mean over `"active"` or `"all"` triplets, or their `"sum"`; `"auto"` means `"all"`.
+        anchor, positive, negative: embeddings, each of shape `(batch, embedding_size)`.
+        margin, distance, average: as in `in_batch_triplet_loss`; `"auto"` means `"all"`.
 
-    Returns:
-        Losses of shape `(batch,)`, one for each triplet. They are scaled so that their mean is the selected average.
-
-    Raises:
-        ValueError: if the shapes differ, or another argument is not one of the values above.
+    Returns, raises: as `in_batch_triplet_loss`, with one loss for each triplet.
 
     Example: d(anchor, positive) - d(anchor, negative) + margin = 4 - 1 + 0.5.
 
@@ -114,10 +104,9 @@ def merge_triplet_loss(anchor, positive, negative, margin: float | str = 0.3, di
     """
     margin, average = _checked_arguments(margin, distance, average)
     to_positive, to_negative = _triplet_distances(anchor, positive, negative, distance)
-    losses, derivatives = _loss_and_derivative(to_positive - to_negative, margin)  # each of shape (batch,)
-    active_count, count = _count(_is_active(derivatives, margin)), _count(ops.ones_like(losses))
+    losses, active = _losses(to_positive - to_negative, margin)  # each of shape (batch,)
     losses = ops.where(ops.isfinite(to_positive + to_negative), losses, float("nan"))
-    return _scaled(losses, active_count, count, average)
+    return _scaled(losses, _count(active), _count(ops.ones_like(losses)), average)
 
 
 class _TripletLoss(keras.losses.Loss):
@@ -126,9 +115,7 @@ class _TripletLoss(keras.losses.Loss):
     def __init__(self, settings: dict, name: str, **kwargs):
         super().__init__(name=name, **kwargs)
         if self.dtype not in ("float32", "float64"):
-            raise ValueError(
-                f"`dtype` must be float32 or float64: fewer bits would merge labels. Received: {self.dtype}"
-            )
+            raise ValueError(f"`dtype` must be float32 or float64, or labels could merge. Received: {self.dtype}")
         margin, _ = _checked_arguments(**settings)
         self.settings = {**settings, "margin": margin}
 
@@ -149,9 +136,7 @@ class _TripletLoss(keras.losses.Loss):
 class InBatchTripletLoss(_TripletLoss):
     """`in_batch_triplet_loss` for `compile`. `fit` needs integer labels of shape `(batch,)` or `(batch, 1)`.
 
-    Args:
-        margin, mining, distance, average: as in `in_batch_triplet_loss`. Other values raise ValueError.
-        name, **kwargs: as in `keras.losses.Loss`. Keep the default `reduction`, a mean; `dtype` is float32 or float64.
+    The other arguments are those of `keras.losses.Loss`. Keep the default `reduction`, a mean.
 
     Example: the hardest triplets are (0, 1, 2), (1, 0, 2), (2, 4, 1) and (4, 2, 1); the losses 0, 0.5, 3.5 and 0.
 
@@ -178,19 +163,18 @@ class InBatchTripletLoss(_TripletLoss):
             return active_count / ops.maximum(mined_count, 1), ops.cast(mined_count > 0, "float32")
         distances, positives, negatives = _distances_and_masks(labels, embeddings, self.settings["distance"])
         mask = positives if name == "positive_distance" else negatives
-        return _masked_mean(mask, distances), ops.cast(ops.any(mask), "float32")
+        mean = ops.sum(ops.where(mask, distances, 0)) / ops.cast(ops.maximum(_count(mask), 1), distances.dtype)
+        return mean, ops.cast(ops.any(mask), "float32")
 
 
 @keras.saving.register_keras_serializable("triplet_loss")
 class MergeTripletLoss(_TripletLoss):
     """`merge_triplet_loss` for `compile`, on the merged embeddings of three branches.
 
-    The model's output must have shape `(batch, 3, embedding_size)`: anchor, positive and negative, in this order. The
-    loss ignores the targets that `fit` needs: pass the anchors' labels, or any other array of that length.
+    The model's output must have shape `(batch, 3, embedding_size)`, as `ops.stack([anchor, positive, negative], axis=1)`
+    has. The loss ignores the targets that `fit` needs: pass the anchors' labels, or any other array of that length.
 
-    Args:
-        margin, distance, average: as in `merge_triplet_loss`. Other values raise ValueError.
-        name, **kwargs: as in `keras.losses.Loss`. Keep the default `reduction`, a mean; `dtype` is float32 or float64.
+    The other arguments are those of `keras.losses.Loss`. Keep the default `reduction`, a mean.
 
     Example: the triplet of `merge_triplet_loss`.
 
@@ -208,9 +192,7 @@ class MergeTripletLoss(_TripletLoss):
         """One statistic of each triplet, shape `(batch,)`, and None: no weights."""
         to_positive, to_negative = _triplet_distances(*_unstacked(merged), self.settings["distance"])
         if name == "active_triplets":
-            margin = self.settings["margin"]
-            derivatives = _loss_and_derivative(to_positive - to_negative, margin)[1]
-            return ops.cast(_is_active(derivatives, margin), "float32"), None
+            return ops.cast(_losses(to_positive - to_negative, self.settings["margin"])[1], "float32"), None
         return to_positive if name == "positive_distance" else to_negative, None
 
 
@@ -218,14 +200,10 @@ class MergeTripletLoss(_TripletLoss):
 class TripletStatistic(keras.metrics.Mean):
     """A statistic as a metric: its mean over the batches with such triplets or pairs. It ignores sample weights.
 
-    Args:
-        loss: `InBatchTripletLoss` or `MergeTripletLoss`.
-        statistic: `"active_triplets"`, `"positive_distance"` or `"negative_distance"`; others raise ValueError.
-        name: name of the metric; by default the name of the statistic.
-        **kwargs: `dtype` of `keras.metrics.Mean`.
+    `loss.metrics()` makes the three of a loss. ValueError for a `statistic` that is not one of `STATISTICS`.
     """
 
-    def __init__(self, loss: InBatchTripletLoss | MergeTripletLoss, statistic: str, name: str | None = None, **kwargs):
+    def __init__(self, loss: _TripletLoss, statistic: str, name: str | None = None, **kwargs):
         super().__init__(name=name or statistic, **kwargs)
         _check_choice("statistic", statistic, STATISTICS)
         self.loss, self.statistic = loss, statistic
@@ -312,16 +290,11 @@ def _distances_and_masks(labels, embeddings, distance):
     return distances, ops.logical_and(same, ops.logical_not(itself)), ops.logical_not(same)
 
 
-def _loss_and_derivative(gap, margin):
-    """Losses for gap = d(anchor, positive) - d(anchor, negative), and their derivatives; in any shape."""
+def _losses(gap, margin):
+    """Losses for gap = d(a, p) - d(a, n), in any shape, and which are active: with the soft margin, if gap > 0."""
     if margin == "soft":
-        return ops.softplus(gap), ops.sigmoid(gap)
-    return ops.relu(gap + margin), ops.cast(gap + margin > 0, gap.dtype)
-
-
-def _is_active(derivatives, margin):
-    """Whether the loss is positive; with the soft margin, whether the negative is nearer than the positive."""
-    return derivatives > (0.5 if margin == "soft" else 0)
+        return ops.softplus(gap), gap > 0
+    return ops.relu(gap + margin), gap + margin > 0
 
 
 def _scaled(losses, active_count, mined_count, average):
@@ -351,7 +324,7 @@ def _batch_hard(labels, embeddings, margin, distance):
     mined = ops.logical_and(has_positive, ops.take(labels, negative) != labels)
     positive, negative = ops.take(embeddings, positive, axis=0), ops.take(embeddings, negative, axis=0)
     to_positive, to_negative = _triplet_distances(embeddings, positive, negative, distance)
-    return _chosen_losses(to_positive - to_negative, mined, margin)
+    return _chosen_losses((to_positive - to_negative)[:, None], mined[:, None], margin)
 
 
 def _hardest(labels, embeddings):
@@ -393,17 +366,15 @@ def _semi_hard(labels, distances, positives, negatives, margin):
 
 
 def _chosen_losses(gap, mined, margin):
-    """Sums for each anchor, if every mined triplet has an entry in `gap`, and the numbers of triplets."""
-    losses, derivatives = _loss_and_derivative(gap, margin)
-    active = ops.logical_and(mined, _is_active(derivatives, margin))
-    losses = ops.where(mined, losses, 0)
-    return losses if len(losses.shape) == 1 else ops.sum(losses, axis=1), _count(active), _count(mined)
+    """Losses summed for each anchor, and the numbers of triplets, from one row of gaps for each anchor."""
+    losses, active = _losses(gap, margin)
+    losses = ops.sum(ops.where(mined, losses, 0), axis=1)  # shape (batch,)
+    return losses, _count(ops.logical_and(mined, active)), _count(mined)
 
 
 def _batch_all(labels, distances, positives, negatives, margin):
     """Mines all valid triplets."""
     positive_count, negative_count = _count(positives, axis=1), _count(negatives, axis=1)  # each of shape (batch,)
-
     limit = SORTING_PAYS_ABOVE[keras.backend.backend()] if _on_cpu(distances) else 0
     if margin == "soft" or limit == float("inf"):
         losses, active_count = _losses_by_counting(labels, distances, negatives, margin)
@@ -557,10 +528,6 @@ def _triplet_distances(anchor, positive, negative, distance):
 
 def _count(mask, axis=None):
     return ops.sum(ops.cast(mask, "float32"), axis=axis)  # float: a large batch has more than 2**31 triplets
-
-
-def _masked_mean(mask, values):
-    return ops.divide(ops.sum(ops.where(mask, values, 0)), ops.maximum(_count(mask), 1))
 
 
 def _unstacked(merged):
