@@ -1,4 +1,4 @@
-"""Two triplet losses for Keras 3, for every backend. This file imports only Keras: you can copy it into any project.
+"""Two triplet losses for Keras 3 on TensorFlow, JAX and PyTorch. The file imports only Keras: copy it where you like.
 
 The triplet loss of FaceNet (Schroff et al. 2015, equation 2) requires that an anchor a is closer to a positive p, an
 image of the same class, than to a negative n, an image of another class, by at least a margin:
@@ -16,8 +16,8 @@ Both losses and their gradients are finite for every batch whose embeddings have
 contains NaN or infinity, the loss is NaN: no mask hides it. An anchor without a positive or without a negative forms no
 triplet. A batch without triplets has loss 0 and gradient 0. No tensor has three batch axes.
 
-`_mined_losses` calls one function for each mining. `_batch_hard` and `_semi_hard` choose a negative, and the gradient
-follows from the chosen distances. `_batch_all` and `_all_semi_hard` count in how many active triplets each distance is.
+`_batch_hard` and `_semi_hard` choose a negative, and the gradient follows from the chosen distances. `_batch_all` and
+`_all_semi_hard` count, for each distance, the active triplets that contain it.
 """
 
 import keras
@@ -28,8 +28,8 @@ DISTANCES = ("squared", "euclidean")
 AVERAGES = ("auto", "active", "all", "sum")
 STATISTICS = ("active_triplets", "positive_distance", "negative_distance")
 ELEMENTS_AT_ONCE = 2**20  # of a matrix of distances, on a CPU: so few that they stay in its cache
-# Counting takes a step for each positive of an anchor. On a GPU, sorting was faster for every batch. On a CPU, it was
-# for anchors with more positives than this; in the programs that JAX compiles, never.
+# Counting takes one step for each positive of an anchor, sorting does not. As measured: on a GPU, sorting is always
+# faster; on a CPU, only if an anchor has more positives than this; with JAX on a CPU, never.
 SORTING_PAYS_ABOVE = {"tensorflow": 100, "torch": 20, "jax": float("inf")}
 
 
@@ -45,8 +45,8 @@ def in_batch_triplet_loss(
       (the same paper, equation 5).
     - `"semi_hard"`: for each pair (a, p), the negative with the smallest d(a, n) > d(a, p) (FaceNet, section 3.2). If
       no negative is farther, the farthest negative, as in TensorFlow Addons.
-    - `"all_semi_hard"`: every valid triplet with d(a, p) < d(a, n) < d(a, p) + margin. With the soft margin, which
-      every triplet violates: with d(a, p) < d(a, n).
+    - `"all_semi_hard"`: every valid triplet with d(a, p) < d(a, n) < d(a, p) + margin. The soft margin has no upper
+      limit: d(a, p) < d(a, n).
 
     `average` selects the loss of the batch: the mean over the `"active"` triplets (those with a positive loss), the
     mean over `"all"` mined triplets (for `"all_semi_hard"`, all valid triplets), or the `"sum"` (FaceNet, equation 2).
@@ -64,8 +64,8 @@ def in_batch_triplet_loss(
         margin: positive float, in the unit of the distance; or `"soft"`: log(1 + exp(x)) replaces max(0, x + margin),
             where x = d(a, p) - d(a, n) (Hermans et al. 2017, section 2).
         distance: `"squared"` Euclidean, as in FaceNet (0 to 4 between unit vectors), or `"euclidean"`, with gradient 0
-            at distance 0. The square root amplifies rounding errors near 0: to 1e-3 between unit vectors closer than
-            1e-3. `"batch_hard"` avoids this, because its losses come from differences of embeddings.
+            at distance 0. The square root amplifies rounding errors near 0: distances of unit vectors below 1e-3 can
+            be wrong by as much. The losses of `"batch_hard"` are not: they use differences of embeddings.
 
     Returns:
         Losses of shape `(batch,)`, one for each anchor. They are scaled so that their mean is the selected average.
@@ -74,8 +74,8 @@ def in_batch_triplet_loss(
         ValueError: if a shape is wrong, labels are fractional (outside graph mode), an argument is not one of the
             values above, or `average` is `"active"` with the soft margin: every triplet then has a positive loss.
 
-    Example: 0 and 1 of one class, 2 and 4 of another. In the triplets (a, p, n) = (1, 0, 2) and (2, 4, 1), d(a, p) -
-    d(a, n) + margin is 1 - 1 + 0.5 and 4 - 1 + 0.5; in (2, 4, 0) it is 4 - 4 + 0.5. All others are below 0.
+    Example: the points 0 and 1 are one class, 2 and 4 another. Three triplets (a, p, n) have a positive loss:
+    (1, 0, 2) has 1 - 1 + 0.5, (2, 4, 0) has 4 - 4 + 0.5, and (2, 4, 1) has 4 - 1 + 0.5.
 
         >>> labels, embeddings = [0, 0, 1, 1], [[0.0], [1.0], [2.0], [4.0]]
         >>> float(ops.mean(in_batch_triplet_loss(labels, embeddings, 0.5, "batch_all", average="sum")))
@@ -110,7 +110,7 @@ def merge_triplet_loss(anchor, positive, negative, margin: float | str = 0.3, di
 
 
 class _TripletLoss(keras.losses.Loss):
-    """What both losses share: their settings are checked, saved with a model, and have metrics."""
+    """What both losses share. Keep the default `reduction` of `keras.losses.Loss`, a mean."""
 
     def __init__(self, settings: dict, name: str, **kwargs):
         super().__init__(name=name, **kwargs)
@@ -122,9 +122,8 @@ class _TripletLoss(keras.losses.Loss):
     def metrics(self) -> list:
         """The metrics `active_triplets`, `positive_distance` and `negative_distance`, for `compile` or your own loop.
 
-        `active_triplets` is the fraction of the mined triplets (for `"all_semi_hard"`, of all valid triplets) with a
-        positive loss; with the soft margin, with a negative nearer than the positive. The distances are the means over
-        all anchor-positive and all anchor-negative pairs, or over those of the given triplets.
+        They are the fraction of the mined triplets (for `"all_semi_hard"`, of all valid triplets) with a positive loss,
+        or with the soft margin, with d(a, p) > d(a, n), and the mean distances of the pairs or of the given triplets.
         """
         return [TripletStatistic(self, name) for name in STATISTICS]
 
@@ -135,8 +134,6 @@ class _TripletLoss(keras.losses.Loss):
 @keras.saving.register_keras_serializable("triplet_loss")
 class InBatchTripletLoss(_TripletLoss):
     """`in_batch_triplet_loss` for `compile`. `fit` needs integer labels of shape `(batch,)` or `(batch, 1)`.
-
-    The other arguments are those of `keras.losses.Loss`. Keep the default `reduction`, a mean.
 
     Example: the hardest triplets are (0, 1, 2), (1, 0, 2), (2, 4, 1) and (4, 2, 1); the losses 0, 0.5, 3.5 and 0.
 
@@ -171,15 +168,8 @@ class InBatchTripletLoss(_TripletLoss):
 class MergeTripletLoss(_TripletLoss):
     """`merge_triplet_loss` for `compile`, on the merged embeddings of three branches.
 
-    The model's output must have shape `(batch, 3, embedding_size)`, as `ops.stack([anchor, positive, negative], axis=1)`
-    has. The loss ignores the targets that `fit` needs: pass the anchors' labels, or any other array of that length.
-
-    The other arguments are those of `keras.losses.Loss`. Keep the default `reduction`, a mean.
-
-    Example: the triplet of `merge_triplet_loss`.
-
-        >>> float(MergeTripletLoss(margin=0.5)(ops.zeros(1), ops.array([[[0.0], [2.0], [1.0]]])))
-        3.5
+    The model's output is `ops.stack([anchor, positive, negative], axis=1)`, of shape `(batch, 3, embedding_size)`. The
+    loss ignores the targets that `fit` needs: pass the anchors' labels, or any other array of that length.
     """
 
     def __init__(self, margin=0.3, distance="squared", average="all", name="merge_triplet_loss", **kwargs):
@@ -224,14 +214,12 @@ class TripletStatistic(keras.metrics.Mean):
 def squared_distances(embeddings):
     """Squared Euclidean distances between all embeddings of a batch. Never negative, and 0 on the diagonal.
 
-    Between unit vectors the error is at most 5e-6, even if a GPU multiplies float32 matrices in TF32. For integer
-    coordinates that differ by less than 2048, the distances are exact.
+    Between unit vectors the error is about 5e-6 at most, even if a GPU multiplies float32 matrices in TF32. Distances
+    below 2**22 between integer coordinates that differ by less than 2048 are exact. Shapes: `(batch, embedding_size)`
+    to `(batch, batch)`.
 
-    Args:
-        embeddings: floats, shape `(batch, embedding_size)`.
-
-    Returns:
-        Distances of shape `(batch, batch)`.
+        >>> float(squared_distances([[0.0], [3.0]])[0, 1])
+        9.0
     """
     embeddings = _translated(_at_least_float32(embeddings))
     products = _dot_products(embeddings, embeddings)  # shape (batch, batch)
@@ -246,12 +234,12 @@ def _translated(embeddings):
 
 
 def _dot_products(left, right):
-    """Dot products of the rows of both matrices, with float32 accuracy even in TF32.
+    """Dot products of the rows of both matrices, with float32 accuracy even in TF32 (but not their gradient).
 
     A GPU may multiply float32 matrices in TF32, which rounds each factor to 10 bits of mantissa: 1.2345678 becomes
-    1.2343750, and the squared distances of unit vectors are wrong by up to 1e-3. So each number is split into its
+    1.2343750, and the squared distances of unit vectors are wrong by about 1e-3. So each number is split into its
     leading 10 bits, which TF32 keeps exactly, and the rest: 1.2345678 = 1.2343750 + 0.0001928. Products with the small
-    rest have small errors. A CPU multiplies in float32, and three times as fast without the split.
+    rest have small errors. A CPU multiplies in float32 anyway; without the split it is three times as fast.
     """
     if keras.backend.standardize_dtype(left.dtype) == "float64" or _on_cpu(left):
         return ops.matmul(left, ops.transpose(right))
@@ -337,7 +325,7 @@ def _hardest(labels, embeddings):
         products = _dot_products(anchor_embeddings, twice)  # shape (anchors, batch)
         distances = ops.relu(anchor_norms[:, None] - products + norms)
         keys, largest = _sortable_integers(distances)
-        keys = ops.where(anchor_labels[:, None] == labels, keys, keys - largest)  # negatives' are below -1
+        keys = ops.where(anchor_labels[:, None] == labels, keys, keys - largest)  # below -1 for negatives
         keys = ops.where(anchors[:, None] == indices, -1, keys)  # the anchor's own is between both
         extremes = ops.argmax(keys, axis=1), ops.argmin(keys, axis=1)  # each of shape (anchors,)
         return ops.cast(ops.stack(extremes, axis=1), "int32")
@@ -353,14 +341,14 @@ def _semi_hard(labels, distances, positives, negatives, margin):
     farthest = ops.argmax(ops.where(negatives, keys, -1), axis=1)[:, None]  # shape (batch, 1)
 
     def choose_nearest(chosen, positive_key, negative_keys):
-        # At least 0 for farther negatives, below 0 for nearer. Inverting the sign bit puts the nearer ones last.
+        # At least 0 for farther negatives, below 0 for the others, which an inverted sign bit puts last. With the
+        # positive at 0.5 and negatives at 0.3, 0.5 and 0.9, the smallest is now that at 0.9.
         farther_by = negative_keys - positive_key - 1  # shape (anchors, batch)
         return chosen, ops.cast(ops.argmin(ops.bitwise_xor(farther_by, -largest - 1), axis=1), keys.dtype)
 
     chosen = _over_positives(choose_nearest, labels, keys, negative_keys, 0)  # of each pair, (batch, batch)
-    chosen_keys = ops.take_along_axis(negative_keys, chosen, axis=1)
-    is_farther = ops.logical_and(chosen_keys > keys, chosen_keys < largest)
-    chosen = ops.where(is_farther, chosen, ops.cast(farthest, keys.dtype))
+    is_negative = ops.take_along_axis(negative_keys, chosen, axis=1) < largest  # otherwise no negative is farther
+    chosen = ops.where(is_negative, chosen, ops.cast(farthest, keys.dtype))
     mined = ops.logical_and(positives, ops.any(negatives, axis=1, keepdims=True))
     return _chosen_losses(distances - ops.take_along_axis(distances, chosen, axis=1), mined, margin)
 
@@ -405,7 +393,8 @@ def _losses_by_counting(labels, distances, negatives, margin, farther_only=False
     the weights are 1 and 2, and -2, -1 and 0, and the loss is 0.2 + 2 · 0.5 - 2 · 0.3 - 0.5 + 3 · 0.3 = 1.0.
     """
     fixed = ops.stop_gradient(distances)
-    # Instead of a mask: with d(a, n) = ∞, or with d(a, p) = -∞ if a has no further positive, every summand is 0.
+    # Masked entries are infinite, so that they count as 0: d(a, n) = ∞ if n is no negative, d(a, p) = -∞ if a has no
+    # further positive. In the sums, entries of positives are at least 0, and those of negatives at most 0.
     to_negatives = ops.where(negatives, fixed, float("inf"))
 
     def summed(function):
@@ -422,22 +411,22 @@ def _losses_by_counting(labels, distances, negatives, margin, farther_only=False
         return _from_weights(weights, distances, margin)
     losses = ops.sum(ops.relu(summed(lambda *gap: ops.softplus(ops.subtract(*gap)))), axis=1)
     weighted = ops.sum(summed(lambda *gap: ops.sigmoid(ops.subtract(*gap))) * distances, axis=1)
-    active_count = ops.sum(ops.relu(summed(ops.greater)))
+    active_count = ops.cast(ops.sum(ops.relu(summed(ops.greater))), "float32")
     return losses + (weighted - ops.stop_gradient(weighted)), active_count  # adds 0, and the gradient
 
 
 def _from_weights(weights, distances, margin):
     active = ops.sum(ops.relu(weights), axis=1)  # triplets of each anchor, shape (batch,)
-    return ops.sum(weights * distances, axis=1) + margin * active, ops.sum(active)
+    return ops.sum(weights * distances, axis=1) + margin * active, ops.cast(ops.sum(active), "float32")
 
 
 def _over_positives(function, labels, to_positives, to_negatives, missing):
     """A matrix of shape `(batch, batch)`, filled in a loop that takes one positive of each anchor at a time.
 
-    `function(rows, to_positive, to_negative)` receives the rows of some anchors, which begin with zeros, and the
-    anchors' entries in the other two matrices: those of one positive each, shape `(anchors, 1)`, and all,
-    shape `(anchors, batch)`. It returns the new rows, and the new entries of the positives, shape `(anchors,)`. An
-    anchor without a further positive is called with itself as the positive.
+    `function(rows, to_positive, to_negative)` gets some anchors' rows of the matrix so far, first zeros, their entry in
+    `to_positives` for one positive each, shape `(anchors, 1)`, and their rows of `to_negatives`. It returns the new
+    rows, and the entries of the positives. If an anchor has no further positive, its `to_positive` is `missing`, and
+    its result goes to the diagonal.
     """
     batch = ops.shape(labels)[0]
     by_class = ops.cast(ops.argsort(labels), "int32")  # shape (batch,)
@@ -447,14 +436,14 @@ def _over_positives(function, labels, to_positives, to_negatives, missing):
     steps = ops.max(end - start)
 
     def fill_rows(to_positive, to_negative, anchors, first, size, position):
-        rows = ops.arange(ops.shape(anchors)[0], dtype="int32")
+        numbers = ops.arange(ops.shape(anchors)[0], dtype="int32")[:, None]
 
-        def add(step, block):
+        def add(step, rows):
             next_in_class = ops.take(by_class, first + (position - first + step) % size)
             positive = ops.where(step < size, next_in_class, anchors)[:, None]  # shape (anchors, 1)
             value = ops.where((step < size)[:, None], ops.take_along_axis(to_positive, positive, axis=1), missing)
-            block, entries = function(block, value, to_negative)
-            return ops.scatter_update(block, ops.concatenate([rows[:, None], positive], axis=1), entries)
+            rows, entries = function(rows, value, to_negative)
+            return ops.scatter_update(rows, ops.concatenate([numbers, positive], axis=1), entries)
 
         return ops.fori_loop(1, steps, add, ops.zeros_like(to_negative))
 
@@ -463,7 +452,7 @@ def _over_positives(function, labels, to_positives, to_negatives, missing):
 
 
 def _in_blocks(function, arrays, width, dtype):
-    """`function(*arrays)` of shape `(batch, width)`, for so few rows of the arrays at once that a CPU's cache helps."""
+    """`function(*arrays)` of shape `(batch, width)`, in blocks of rows that fit a CPU's cache; larger ones on a GPU."""
     batch = ops.shape(arrays[0])[0]
     elements = ELEMENTS_AT_ONCE if _on_cpu(arrays[0]) else 64 * ELEMENTS_AT_ONCE
     if isinstance(batch, int):
@@ -485,8 +474,8 @@ def _losses_by_sorting(distances, positives, negatives, margin):
     """The same as `_losses_by_counting`, in time O(batch² log batch) however many positives there are.
 
     Each row sorts d(a, p) + margin and d(a, n) together. The active triplets of a positive are those with a negative
-    before it, and those of a negative are those with a positive after it. The row of the example above becomes
-    0.3 (negative), 0.5 (positive), 0.5 (negative), 0.8 (positive), 0.9 (negative).
+    before it, and those of a negative are those with a positive after it. The example of `_losses_by_counting` becomes
+    0 (the anchor), 0.3 (negative), 0.5 (positive), 0.5 (negative), 0.8 (positive) and 0.9 (negative).
     """
     fixed = ops.stop_gradient(distances)
     keys = ops.where(positives, fixed + margin, fixed)  # shape (batch, batch)
@@ -509,7 +498,7 @@ def _sortable_integers(values):
 
     The bits of such floats (IEEE 754), read as integers, have the floats' order: 0.2, 0.3, 0.5, 0.5 and 0.9 become
     1045220557, 1050253722, 1056964608, 1056964608 and 1063675494. Backends find the smallest of integers faster than
-    that of floats, a subtraction puts some below all others, and there is room for one more bit.
+    that of floats, a subtraction puts some below all others, and the sign bit is free for use.
     """
     wide = keras.backend.standardize_dtype(values.dtype) == "float64"
     column = ops.reshape(ops.stop_gradient(values), (-1, 1))  # `view` needs a last axis of known size
@@ -544,8 +533,9 @@ def _checked_batch(labels, embeddings):
         hint = "Labels must be integers of shape (batch,) or (batch, 1); take the argmax of one-hot labels."
         raise ValueError(f"{hint} Received shape: {labels.shape}")
     if None not in (labels.shape[0], embeddings.shape[0]) and labels.shape[0] != embeddings.shape[0]:
-        counts = f"{labels.shape[0]} labels, {embeddings.shape[0]} embeddings"
-        raise ValueError(f"There must be one label for each embedding. Received: {counts}")
+        raise ValueError(
+            f"There must be one label for each embedding: {labels.shape[0]} labels, {embeddings.shape[0]} embeddings"
+        )
     if "float" in keras.backend.standardize_dtype(labels.dtype):
         try:
             fractional = (ops.convert_to_numpy(labels) % 1 != 0).any()

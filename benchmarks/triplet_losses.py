@@ -1,6 +1,6 @@
 """Time and memory of the in-batch loss, forward and backward, on three Keras backends, and of a peer.
 
-    pip install -r benchmarks/requirements.txt jax
+    pip install -r benchmarks/requirements.txt
     python benchmarks/triplet_losses.py
     python benchmarks/triplet_losses.py --quick --folder /tmp/results    # small batches, two turns: to try the script
 

@@ -285,6 +285,9 @@ def test_float64_embeddings_stay_exact(mining):
     tensor = keras.ops.convert_to_tensor(embeddings, "float64")
     value = keras.ops.convert_to_numpy(in_batch_triplet_loss(labels, tensor, 5.0, mining)).mean()
     assert value == pytest.approx(loop_loss(labels, embeddings, 5.0, mining), rel=1e-12)
+    for metric in InBatchTripletLoss(5.0, mining).metrics():
+        metric.update_state(labels, tensor)
+        assert np.isfinite(float(metric.result())), metric.name
 
 
 def test_values_by_hand():
