@@ -564,6 +564,17 @@ def test_distances_are_accurate_on_a_gpu_that_multiplies_in_tf32(count, monkeypa
     np.testing.assert_allclose(distances, exact, atol=3e-6)
 
 
+@pytest.mark.parametrize("mining", ["batch_all", "semi_hard"])
+def test_the_gradient_is_right_where_embeddings_are_split_for_tf32(mining, monkeypatch):
+    monkeypatch.setattr(losses, "_on_cpu", lambda values: False)
+    labels, embeddings = BATCHES["unbalanced"], unit_vectors(np.random.default_rng(27), 12)
+    _, gradient = compiled(with_gradient(InBatchTripletLoss(0.3, mining)))(
+        *map(keras.ops.convert_to_tensor, (labels, embeddings))
+    )
+    expected = central_differences(lambda each: loop_loss(labels, each, 0.3, mining), embeddings)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(gradient), expected, atol=GRADIENT_TOLERANCE)
+
+
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX compiles the loop, where a NumPy product cannot replace its own")
 def test_batch_hard_selects_exactly_on_a_gpu_that_multiplies_in_tf32(monkeypatch):
     labels, embeddings = np.arange(300) % 3, unit_vectors(np.random.default_rng(24), 300, 128)
