@@ -5,12 +5,8 @@ image of the same class, than to a negative n, an image of another class, by at 
 
     loss(a, p, n) = max(0, d(a, p) - d(a, n) + margin),  d(x, y) = |x - y|²
 
-`InBatchTripletLoss` mines the triplets inside each batch of labelled embeddings:
-
-    model.compile(loss=InBatchTripletLoss(margin=0.3, mining="semi_hard"))
-    model.fit(images, labels)  # integer labels; a batch needs several classes, with several images of a class
-
-`MergeTripletLoss` takes triplets that you select beforehand, from a model that merges three branches.
+`InBatchTripletLoss` mines the triplets inside each batch of labelled embeddings, in which several classes need several
+images each. `MergeTripletLoss` takes triplets that you select beforehand. Both are passed to `model.compile`.
 
 Both losses and their gradients are finite for every batch whose embeddings have norms below 1e12. If an embedding
 contains NaN or infinity, the loss is NaN: no mask hides it. An anchor without a positive or without a negative forms no
@@ -29,9 +25,8 @@ AVERAGES = ("auto", "active", "all", "sum")
 STATISTICS = ("active_triplets", "positive_distance", "negative_distance")
 ELEMENTS_AT_ONCE = 2**20  # of a matrix of distances, on a CPU: so few that they stay in its cache
 # Counting takes one step for each positive of an anchor, sorting does not. As measured: on a GPU, sorting is always
-# faster; on a CPU, only if an anchor has more positives than this; with JAX on a CPU, never. (TensorFlow: 30 in a plain
-# graph, 600 with XLA, which `fit` uses; 100 is at most 3 to 5 times slower than the better way in both.)
-SORTING_PAYS_ABOVE = {"tensorflow": 100, "torch": 20, "jax": float("inf")}
+# faster; on a CPU, only if an anchor has more positives than this; with JAX on a CPU, never.
+SORTING_PAYS_ABOVE = {"tensorflow": 30, "torch": 20, "jax": float("inf")}
 
 
 def in_batch_triplet_loss(
@@ -49,19 +44,18 @@ def in_batch_triplet_loss(
     - `"all_semi_hard"`: every valid triplet with d(a, p) < d(a, n) < d(a, p) + margin. The soft margin has no upper
       limit: d(a, p) < d(a, n).
 
-    `average` selects the loss of the batch: the mean over the `"active"` triplets (those with a positive loss), the
-    mean over `"all"` mined triplets (for `"all_semi_hard"`, all valid triplets), or the `"sum"` (FaceNet, equation 2).
-    `"auto"` follows the papers: `"all"` for `"batch_hard"`, `"semi_hard"` and the soft margin, otherwise `"active"`.
+    `average` selects the loss of the batch: the mean over `"active"` triplets (with a positive loss) or `"all"` mined
+    ones (for `"all_semi_hard"`, all valid ones), or the `"sum"` (FaceNet, equation 2). `"auto"` follows the papers:
+    `"all"` for `"batch_hard"`, `"semi_hard"` and the soft margin, otherwise `"active"`.
 
-    Memory is O(batch²), for `"batch_hard"` O(batch). Time is O(batch²) for `"batch_hard"`, O(batch² log batch) where
-    `"batch_all"` sorts, else O(batch² · size of the largest class).
+    Memory is O(batch²), for large batches with `"batch_hard"` O(batch). Time is O(batch²) for `"batch_hard"`,
+    O(batch² log batch) where `"batch_all"` sorts, else O(batch² · size of the largest class).
 
     Args:
-        labels: integers of any dtype that the backend supports, shape `(batch,)` or `(batch, 1)`, at least one label.
-            JAX wraps values beyond 32 bits unless its 64-bit mode is on. `fit` casts labels to float32, which rounds
-            integers above 2**24: different labels can become equal. In graph mode, fractional labels raise no error.
+        labels: integers, shape `(batch,)` or `(batch, 1)`, at least one. `fit` casts them to float32, which merges some
+            above 2**24, and JAX keeps 32 bits unless its 64-bit mode is on. Graphs do not refuse fractional labels.
         embeddings: floats, shape `(batch, embedding_size)`. float16 and bfloat16 embeddings are cast to float32. On
-            torch, float64 embeddings have float32 accuracy, because Keras multiplies matrices in float32 there.
+            torch, Keras multiplies float64 matrices in float32.
         margin: positive float, in the unit of the distance; or `"soft"`: log(1 + exp(x)) replaces max(0, x + margin),
             where x = d(a, p) - d(a, n) (Hermans et al. 2017, section 2).
         distance: `"squared"` Euclidean, as in FaceNet (0 to 4 between unit vectors), or `"euclidean"`, with gradient 0
@@ -159,8 +153,8 @@ class InBatchTripletLoss(_TripletLoss):
             arguments = (self.settings[each] for each in ("margin", "mining", "distance"))
             _, active_count, mined_count = _mined_losses(labels, embeddings, *arguments)
             return active_count / ops.maximum(mined_count, 1), ops.cast(mined_count > 0, "float32")
-        distances, positives, negatives = _distances_and_masks(labels, embeddings, self.settings["distance"])
-        mask = positives if name == "positive_distance" else negatives
+        distances, *masks = _distances_and_masks(labels, embeddings, self.settings["distance"])
+        mask = masks[name == "negative_distance"]
         mean = ops.sum(ops.where(mask, distances, 0)) / ops.cast(ops.maximum(_count(mask), 1), distances.dtype)
         return mean, ops.cast(ops.any(mask), "float32")
 
@@ -275,8 +269,8 @@ def _distances_and_masks(labels, embeddings, distance):
     """Distances between all images, and the masks of anchor-positive and of anchor-negative pairs."""
     distances = _from_squared(squared_distances(embeddings), distance)  # shape (batch, batch), like both masks
     same = labels[:, None] == labels[None, :]
-    itself = ops.eye(ops.shape(labels)[0], dtype="bool")
-    return distances, ops.logical_and(same, ops.logical_not(itself)), ops.logical_not(same)
+    others = ops.logical_not(ops.eye(ops.shape(labels)[0], dtype="bool"))
+    return distances, ops.logical_and(same, others), ops.logical_not(same)
 
 
 def _losses(gap, margin):
@@ -385,9 +379,9 @@ def _all_semi_hard(labels, distances, positives, negatives, margin):
 def _losses_by_counting(labels, distances, negatives, margin, farther_only=False):
     """Losses of all valid triplets, summed for each anchor, and the number of active triplets.
 
-    The weight of a distance is the sum of the losses' derivatives with respect to it: for d(a, p), the number of its
-    active triplets, and for d(a, n), minus that number. With the weights held constant, the sum of weight · distance
-    has the gradient of the loss. With a margin, that sum plus margin · active triplets is the loss too.
+    The weight of a distance is the loss's derivative with respect to it: the number of its active triplets for d(a, p),
+    minus that number for d(a, n). With constant weights, the sum of weight · distance has the gradient of the loss.
+    With a margin, that sum plus margin · active triplets is the loss too.
 
     Example: distances 0.2 and 0.5 to positives, 0.3, 0.5 and 0.9 to negatives, margin 0.3. The positive at 0.2 forms an
     active triplet with the negative at 0.3 (0.2 + 0.3 is not above 0.5), the one at 0.5 with those at 0.3 and 0.5. So
@@ -533,10 +527,9 @@ def _checked_batch(labels, embeddings):
     if len(labels.shape) not in (1, 2) or (len(labels.shape) == 2 and labels.shape[1] != 1):
         hint = "Labels must be integers of shape (batch,) or (batch, 1); take the argmax of one-hot labels."
         raise ValueError(f"{hint} Received shape: {labels.shape}")
-    if None not in (labels.shape[0], embeddings.shape[0]) and labels.shape[0] != embeddings.shape[0]:
-        raise ValueError(
-            f"There must be one label for each embedding: {labels.shape[0]} labels, {embeddings.shape[0]} embeddings"
-        )
+    counts = labels.shape[0], embeddings.shape[0]
+    if None not in counts and counts[0] != counts[1]:
+        raise ValueError(f"There must be one label for each embedding: {counts[0]} labels, {counts[1]} embeddings")
     if "float" in keras.backend.standardize_dtype(labels.dtype):
         try:
             fractional = (ops.convert_to_numpy(labels) % 1 != 0).any()
