@@ -307,9 +307,11 @@ def test_values_by_hand():
 
 
 @pytest.mark.parametrize("count", [16, 21])
-@pytest.mark.parametrize("mining", losses.MINING)
-def test_a_triplet_exactly_on_the_margin_is_not_active(mining, count):
+@pytest.mark.parametrize(("mining", "limit"), [*((mining, 100) for mining in losses.MINING), ("batch_all", 0)])
+def test_a_triplet_exactly_on_the_margin_is_not_active(mining, limit, count, monkeypatch):
     """Integer coordinates make every distance exact; many negatives are farther by exactly the margin."""
+    monkeypatch.setitem(losses.SORTING_PAYS_ABOVE, BACKEND, limit)  # above it, batch-all sorts
+    loss, all_statistics = (functools.partial(each) for each in (in_batch_triplet_loss, in_batch_statistics))
     generator = np.random.default_rng(4)
     on_the_margin = 0
     for _ in range(3):
@@ -319,8 +321,8 @@ def test_a_triplet_exactly_on_the_margin_is_not_active(mining, count):
         gaps = [distances[a, p] - distances[a, n] for a, p, n in mined_triplets(labels, distances, mining)]
         active = [gap + 2 > 0 and (mining != "all_semi_hard" or gap < 0) for gap in gaps]
         on_the_margin += sum(gap == -2 for gap in gaps)
-        by_anchor = evaluate(in_batch_triplet_loss, labels, points, margin=2.0, mining=mining)
-        statistics = evaluate(in_batch_statistics, labels, points, margin=2.0, mining=mining)
+        by_anchor = evaluate(loss, labels, points, margin=2.0, mining=mining)  # not compiled before
+        statistics = evaluate(all_statistics, labels, points, margin=2.0, mining=mining)
         assert statistics["active_triplets"] == pytest.approx(np.mean(active))
         assert by_anchor.mean() == pytest.approx(loop_loss(labels, points, 2.0, mining), rel=1e-5)
     assert on_the_margin > 0
