@@ -177,7 +177,9 @@ class MergeTripletLoss(_TripletLoss):
         """One statistic of each triplet, shape `(batch,)`, and None: no weights."""
         to_positive, to_negative = _triplet_distances(*_unstacked(merged), self.settings["distance"])
         if name == "active_triplets":
-            return ops.cast(_losses(to_positive - to_negative, self.settings["margin"])[1], "float32"), None
+            gap = to_positive - to_negative
+            active = ops.cast(_losses(gap, self.settings["margin"])[1], "float32")
+            return ops.where(ops.isfinite(gap), active, float("nan")), None
         return to_positive if name == "positive_distance" else to_negative, None
 
 
@@ -294,7 +296,7 @@ def _mined_losses(labels, embeddings, margin, mining, distance):
         mine = {"batch_all": _batch_all, "semi_hard": _semi_hard, "all_semi_hard": _all_semi_hard}[mining]
         losses, active_count, mined_count = mine(labels, *_distances_and_masks(labels, embeddings, distance), margin)
     finite = ops.isfinite(ops.sum(ops.stop_gradient(embeddings)))  # otherwise a mask could hide NaN or infinity
-    return ops.where(finite, losses, float("nan")), active_count, mined_count
+    return ops.where(finite, losses, float("nan")), ops.where(finite, active_count, float("nan")), mined_count
 
 
 def _batch_hard(labels, embeddings, margin, distance):
@@ -359,60 +361,74 @@ def _batch_all(labels, distances, positives, negatives, margin):
     """Mines all valid triplets."""
     positive_count, negative_count = _count(positives, axis=1), _count(negatives, axis=1)  # each of shape (batch,)
     limit = SORTING_PAYS_ABOVE[keras.backend.backend()] if _on_cpu(distances) else 0
-    if margin == "soft" or limit == float("inf"):
-        losses, active_count = _losses_by_counting(labels, distances, negatives, margin)
+    if margin == "soft":
+        losses, active_count = _soft_losses(labels, distances, negatives)
+    elif limit == float("inf"):
+        losses, active_count = _from_weights(_counted(labels, distances, negatives, margin), distances, margin)
     else:
-        losses, active_count = ops.cond(
+        weights = ops.cond(
             ops.max(positive_count) > limit,
-            lambda: _losses_by_sorting(distances, positives, negatives, margin),
-            lambda: _losses_by_counting(labels, distances, negatives, margin),
+            lambda: _counted_by_sorting(distances, positives, negatives, margin),
+            lambda: _counted(labels, distances, negatives, margin),
         )
+        losses, active_count = _from_weights(weights, distances, margin)
     return losses, active_count, ops.sum(positive_count * negative_count)
 
 
 def _all_semi_hard(labels, distances, positives, negatives, margin):
     """Mines all valid triplets whose negative is farther than the positive. The others count as mined, with loss 0."""
-    losses, active_count = _losses_by_counting(labels, distances, negatives, margin, farther_only=True)
+    if margin == "soft":
+        losses, active_count = _soft_losses(labels, distances, negatives, farther_only=True)
+    else:
+        weights = _counted(labels, distances, negatives, margin, farther_only=True)
+        losses, active_count = _from_weights(weights, distances, margin)
     return losses, active_count, ops.sum(_count(positives, axis=1) * _count(negatives, axis=1))
 
 
-def _losses_by_counting(labels, distances, negatives, margin, farther_only=False):
-    """Losses of all valid triplets, summed for each anchor, and the number of active triplets.
+def _from_weights(weights, distances, margin):
+    """Losses summed for each anchor, and the number of active triplets.
 
     The weight of a distance is the loss's derivative with respect to it: the number of its active triplets for d(a, p),
-    minus that number for d(a, n). With constant weights, the sum of weight · distance has the gradient of the loss.
-    With a margin, that sum plus margin · active triplets is the loss too.
+    minus that number for d(a, n). With constant weights, the sum of weight · distance has the gradient of the loss, and
+    that sum plus margin · active triplets is the loss.
 
     Example: distances 0.2 and 0.5 to positives, 0.3, 0.5 and 0.9 to negatives, margin 0.3. The positive at 0.2 forms an
     active triplet with the negative at 0.3 (0.2 + 0.3 is not above 0.5), the one at 0.5 with those at 0.3 and 0.5. So
     the weights are 1 and 2, and -2, -1 and 0, and the loss is 0.2 + 2 · 0.5 - 2 · 0.3 - 0.5 + 3 · 0.3 = 1.0.
     """
-    fixed = ops.stop_gradient(distances)
-    # Masked entries are infinite, so that they count as 0: d(a, n) = ∞ if n is no negative, d(a, p) = -∞ if a has no
-    # further positive. In the sums, entries of positives are at least 0, and those of negatives at most 0.
-    to_negatives = ops.where(negatives, fixed, float("inf"))
+    weights = ops.stop_gradient(weights)
+    active = ops.sum(ops.relu(weights), axis=1)  # triplets of each anchor, shape (batch,)
+    return ops.sum(weights * distances, axis=1) + margin * active, ops.cast(ops.sum(active), "float32")
 
-    def summed(function):
-        def add(sums, to_positive, to_negative):
-            values = ops.cast(function(to_positive, to_negative), fixed.dtype)  # shape (anchors, batch)
-            if farther_only:
-                values = values * ops.cast(to_positive < to_negative, fixed.dtype)
-            return sums - values, ops.sum(values, axis=1)
 
-        return ops.stop_gradient(_over_positives(add, labels, fixed, to_negatives, float("-inf")))
-
-    if margin != "soft":
-        weights = summed(lambda to_positive, to_negative: to_positive + margin > to_negative)
-        return _from_weights(weights, distances, margin)
-    losses = ops.sum(ops.relu(summed(lambda *gap: ops.softplus(ops.subtract(*gap)))), axis=1)
-    weighted = ops.sum(summed(lambda *gap: ops.sigmoid(ops.subtract(*gap))) * distances, axis=1)
-    active_count = ops.cast(ops.sum(ops.relu(summed(ops.greater))), "float32")
+def _soft_losses(labels, distances, negatives, farther_only=False):
+    """The same for the soft margin, whose derivatives are no counts. Active triplets have d(a, n) < d(a, p)."""
+    triplets = labels, distances, negatives, farther_only
+    losses = ops.sum(ops.relu(_summed(lambda p, n: ops.softplus(p - n), *triplets)), axis=1)
+    weighted = ops.sum(_summed(lambda p, n: ops.sigmoid(p - n), *triplets) * distances, axis=1)
+    active_count = ops.cast(ops.sum(ops.relu(_summed(ops.greater, *triplets))), "float32")
     return losses + (weighted - ops.stop_gradient(weighted)), active_count  # adds 0, and the gradient
 
 
-def _from_weights(weights, distances, margin):
-    active = ops.sum(ops.relu(weights), axis=1)  # triplets of each anchor, shape (batch,)
-    return ops.sum(weights * distances, axis=1) + margin * active, ops.cast(ops.sum(active), "float32")
+def _counted(labels, distances, negatives, margin, farther_only=False):
+    """The weights of `_from_weights`, shape `(batch, batch)`."""
+    return _summed(lambda p, n: p + margin > n, labels, distances, negatives, farther_only)
+
+
+def _summed(function, labels, distances, negatives, farther_only):
+    """Sums of function(d(a, p), d(a, n)) >= 0 over all valid triplets: at d(a, p) the sum, at d(a, n) minus the sum."""
+    distances = ops.stop_gradient(distances)
+    # Masked entries are infinite, so that they count as 0: d(a, n) = ∞ if n is no negative, d(a, p) = -∞ if a has no
+    # further positive.
+    to_negatives = ops.where(negatives, distances, float("inf"))
+
+    def add(sums, to_positive, to_negative):
+        values = ops.cast(function(to_positive, to_negative), distances.dtype)  # shape (anchors, batch)
+        if farther_only:
+            values = values * ops.cast(to_positive < to_negative, distances.dtype)
+        return sums - values, ops.sum(values, axis=1)
+
+    return ops.stop_gradient(_over_positives(add, labels, distances, to_negatives, float("-inf")))
 
 
 def _over_positives(function, labels, to_positives, to_negatives, missing):
@@ -465,27 +481,28 @@ def _in_blocks(function, arrays, width, dtype):
     return ops.fori_loop(0, (batch + size - 1) // size, replace, ops.zeros((batch, width), dtype))
 
 
-def _losses_by_sorting(distances, positives, negatives, margin):
-    """The same as `_losses_by_counting`, in time O(batch² log batch) however many positives there are.
+def _counted_by_sorting(distances, positives, negatives, margin):
+    """The same as `_counted`, in time O(batch² log batch) however many positives there are.
 
     Each row sorts d(a, p) + margin and d(a, n) together. The active triplets of a positive are those with a negative
-    before it, and those of a negative are those with a positive after it. The example of `_losses_by_counting` becomes
+    before it, and those of a negative are those with a positive after it. The example of `_from_weights` becomes
     0 (the anchor), 0.3 (negative), 0.5 (positive), 0.5 (negative), 0.8 (positive) and 0.9 (negative).
     """
-    fixed = ops.stop_gradient(distances)
-    keys = ops.where(positives, fixed + margin, fixed)  # shape (batch, batch)
+    distances = ops.stop_gradient(distances)
+    keys, largest = _sortable_integers(ops.where(positives, distances + margin, distances))  # shape (batch, batch)
     # Of equal keys, like both 0.5 above, the positive must be first: on the margin, a triplet is not active. A lowest
     # bit that is added to the integer keys, 1 for negatives, ensures it. The subtraction avoids an overflow.
-    keys, largest = _sortable_integers(keys)
     keys = 2 * (keys - (largest // 2 + 1)) + ops.cast(negatives, keys.dtype)
     order = ops.argsort(keys, axis=1)  # shape (batch, batch)
-
-    is_negative = ops.take_along_axis(ops.cast(negatives, fixed.dtype), order, axis=1)
+    is_negative = ops.take_along_axis(ops.cast(negatives, distances.dtype), order, axis=1)
     is_positive = 1 - is_negative  # and the anchor itself, which is always first: its distance is 0
     positives_before, negatives_before = ops.cumsum(is_positive, axis=1), ops.cumsum(is_negative, axis=1)
     positives_after = positives_before[:, -1:] - positives_before
-    weights = is_positive * negatives_before - is_negative * positives_after  # shape (batch, batch)
-    return _from_weights(weights, ops.take_along_axis(distances, order, axis=1), margin)
+    weights = is_positive * negatives_before - is_negative * positives_after
+    batch = ops.shape(keys)[0]
+    places = ops.arange(batch, dtype="int32")[:, None] * batch + ops.cast(order, "int32")  # in a flat matrix
+    weights = ops.scatter(ops.reshape(places, (-1, 1)), ops.reshape(weights, (-1,)), (batch * batch,))
+    return ops.reshape(weights, (batch, batch))
 
 
 def _sortable_integers(values):
@@ -515,6 +532,7 @@ def _count(mask, axis=None):
 
 
 def _unstacked(merged):
+    merged = ops.convert_to_tensor(merged)
     if len(merged.shape) != 3 or merged.shape[1] != 3:
         raise ValueError(f"Merged embeddings must have shape (batch, 3, embedding_size). Received: {merged.shape}")
     return ops.unstack(merged, 3, axis=1)

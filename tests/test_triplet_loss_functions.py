@@ -809,6 +809,26 @@ def test_value_and_gradient_are_the_same_with_xla(mining):
     np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (gradient, expected_gradient)), atol=1e-6)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow traces batches of unknown size")
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize(("mining", "limit"), [*((mining, 3) for mining in losses.MINING), ("batch_all", 0)])
+def test_the_gradient_of_batches_of_unknown_size(mining, limit, xla, monkeypatch):
+    """With batches whose largest class has 1 to 6 images, so that batch-all sorts some and counts others."""
+    import tensorflow
+
+    monkeypatch.setitem(losses.SORTING_PAYS_ABOVE, BACKEND, limit)
+    loss = InBatchTripletLoss(0.3, mining)
+    signature = [tensorflow.TensorSpec((None,), "int32"), tensorflow.TensorSpec((None, 8), "float32")]
+    step = tensorflow.function(with_gradient(loss), input_signature=signature, jit_compile=xla)
+    embeddings = unit_vectors(np.random.default_rng(28), 12)
+    for name in ("unbalanced", "balanced", "all classes different", "one pair"):
+        labels = BATCHES[name].astype("int32")
+        value, gradient = step(labels, embeddings)
+        expected, expected_gradient = value_and_gradient(loss, labels, embeddings)
+        assert float(value) == pytest.approx(expected, rel=1e-5, abs=1e-6), name
+        np.testing.assert_allclose(gradient, expected_gradient, atol=GRADIENT_TOLERANCE, err_msg=name)
+
+
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_the_statistics_equal_a_plain_loop(loss):
     labels, embeddings = BATCHES["unbalanced"], unit_vectors(np.random.default_rng(14), 12)
