@@ -499,10 +499,7 @@ def _counted_by_sorting(distances, positives, negatives, margin):
     positives_before, negatives_before = ops.cumsum(is_positive, axis=1), ops.cumsum(is_negative, axis=1)
     positives_after = positives_before[:, -1:] - positives_before
     weights = is_positive * negatives_before - is_negative * positives_after
-    batch = ops.shape(keys)[0]
-    places = ops.arange(batch, dtype="int32")[:, None] * batch + ops.cast(order, "int32")  # in a flat matrix
-    weights = ops.scatter(ops.reshape(places, (-1, 1)), ops.reshape(weights, (-1,)), (batch * batch,))
-    return ops.reshape(weights, (batch, batch))
+    return ops.take_along_axis(weights, ops.argsort(order, axis=1), axis=1)  # at the places of the distances
 
 
 def _sortable_integers(values):
