@@ -8,9 +8,10 @@ image of the same class, than to a negative n, an image of another class, by at 
 `InBatchTripletLoss` mines the triplets inside each batch of labelled embeddings, in which several classes need several
 images each. `MergeTripletLoss` takes triplets that you select beforehand. Both are passed to `model.compile`.
 
-Both losses and their gradients are finite for every batch whose embeddings have norms below 1e12. If an embedding
-contains NaN or infinity, the loss is NaN: no mask hides it. An anchor without a positive or without a negative forms no
-triplet. A batch without triplets has loss 0 and gradient 0. No tensor has three batch axes.
+Both losses and their gradients are finite for every batch whose embeddings have norms below 1e12, unless a gradient is
+too large for float16 embeddings. If an embedding contains NaN or infinity, the loss is NaN: no mask hides it. An anchor
+without a positive or without a negative forms no triplet. A batch without triplets has loss 0 and gradient 0. No tensor
+has three batch axes.
 
 `_batch_hard` and `_semi_hard` choose a negative, and the gradient follows from the chosen distances. `_batch_all` and
 `_all_semi_hard` count, for each distance, the active triplets that contain it.
