@@ -658,6 +658,17 @@ def test_an_outlier_does_not_make_other_distances_less_accurate(mining, index):
     assert mean_loss(labels, embeddings, 0.3, mining) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("mining", losses.MINING)
+def test_no_mining_passes_over_an_embedding_that_is_not_a_number(mining):
+    """The image is alone in its class, and no anchor would choose it."""
+    embeddings = unit_vectors(np.random.default_rng(29), 4)
+    embeddings[3] = np.nan
+    loss = InBatchTripletLoss(mining=mining)
+    assert np.isnan(mean_loss(np.array([0, 0, 1, 2]), embeddings, mining=mining))
+    labels, embeddings = keras.ops.array([0, 0, 1, 2]), keras.ops.convert_to_tensor(embeddings)
+    assert np.isnan(float(loss.statistic("active_triplets", labels, embeddings)[0]))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("loss", [*LOSSES.values(), MergeTripletLoss(), MergeTripletLoss(0.3, "euclidean")])
 def test_no_mask_hides_an_embedding_that_is_not_finite(loss, value):
