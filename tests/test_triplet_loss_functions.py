@@ -111,7 +111,7 @@ def with_gradient(loss, dtype="float32"):
         import torch
 
         result = value(targets, embeddings.requires_grad_())
-        return result, torch.autograd.grad(result, embeddings)[0]
+        return result.detach(), torch.autograd.grad(result, embeddings)[0]
 
     if BACKEND == "jax":
         import jax
