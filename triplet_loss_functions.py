@@ -49,9 +49,6 @@ def in_batch_triplet_loss(
     ones (for `"all_semi_hard"`, all valid ones), or the `"sum"` (FaceNet, equation 2). `"auto"` follows the papers:
     `"all"` for `"batch_hard"`, `"semi_hard"` and the soft margin, otherwise `"active"`.
 
-    Memory is O(batch²), for large batches with `"batch_hard"` O(batch). Time is O(batch²) for `"batch_hard"`,
-    O(batch² log batch) where `"batch_all"` sorts, else O(batch² · size of the largest class).
-
     Args:
         labels: integers, shape `(batch,)` or `(batch, 1)`, at least one. `fit` casts them to float32, which merges some
             above 2**24, and JAX keeps 32 bits unless its 64-bit mode is on. Graphs do not refuse fractional labels.
@@ -60,8 +57,7 @@ def in_batch_triplet_loss(
         margin: positive float, in the unit of the distance; or `"soft"`: log(1 + exp(x)) replaces max(0, x + margin),
             where x = d(a, p) - d(a, n) (Hermans et al. 2017, section 2).
         distance: `"squared"` Euclidean, as in FaceNet (0 to 4 between unit vectors), or `"euclidean"`, with gradient 0
-            at distance 0. The square root amplifies rounding errors near 0: distances of unit vectors below 1e-3 can
-            be wrong by as much. The losses of `"batch_hard"` are not: they use differences of embeddings.
+            at distance 0. Its square root amplifies rounding errors near 0, except with `"batch_hard"`.
 
     Returns:
         Losses of shape `(batch,)`, one for each anchor. They are scaled so that their mean is the selected average.
@@ -166,6 +162,9 @@ class MergeTripletLoss(_TripletLoss):
 
     The model's output is `ops.stack([anchor, positive, negative], axis=1)`, of shape `(batch, 3, embedding_size)`. The
     loss ignores the targets that `fit` needs: pass the anchors' labels, or any other array of that length.
+
+        >>> float(MergeTripletLoss(margin=0.5)([0], [[[0.0], [2.0], [1.0]]]))
+        3.5
     """
 
     def __init__(self, margin=0.3, distance="squared", average="all", name="merge_triplet_loss", **kwargs):
@@ -189,6 +188,10 @@ class TripletStatistic(keras.metrics.Mean):
     """A statistic as a metric: its mean over the batches with such triplets or pairs. It ignores sample weights.
 
     `loss.metrics()` makes the three of a loss. ValueError for a `statistic` that is not one of `STATISTICS`.
+
+        >>> distance = TripletStatistic(MergeTripletLoss(), "positive_distance")
+        >>> float(distance([0], [[[0.0], [2.0], [1.0]]]))
+        4.0
     """
 
     def __init__(self, loss: _TripletLoss, statistic: str, name: str | None = None, **kwargs):
@@ -358,32 +361,30 @@ def _chosen_losses(gap, mined, margin):
     return losses, _count(ops.logical_and(mined, active)), _count(mined)
 
 
-def _batch_all(labels, distances, positives, negatives, margin):
-    """Mines all valid triplets."""
+def _batch_all(labels, distances, positives, negatives, margin, farther_only=False):
+    """Mines all valid triplets; `farther_only` leaves out those whose negative is not farther than the positive."""
     positive_count, negative_count = _count(positives, axis=1), _count(negatives, axis=1)  # each of shape (batch,)
     limit = SORTING_PAYS_ABOVE[keras.backend.backend()] if _on_cpu(distances) else 0
+
+    def count():
+        return _summed(lambda p, n: p + margin > n, labels, distances, negatives, farther_only)
+
+    def sort():
+        return _counted_by_sorting(distances, positives, negatives, margin)
+
     if margin == "soft":
-        losses, active_count = _soft_losses(labels, distances, negatives)
-    elif limit == float("inf"):
-        losses, active_count = _from_weights(_counted(labels, distances, negatives, margin), distances, margin)
+        losses, active_count = _soft_losses(labels, distances, negatives, farther_only)
+    elif farther_only or limit == float("inf"):
+        losses, active_count = _from_weights(count(), distances, margin)
     else:
-        weights = ops.cond(
-            ops.max(positive_count) > limit,
-            lambda: _counted_by_sorting(distances, positives, negatives, margin),
-            lambda: _counted(labels, distances, negatives, margin),
-        )
+        weights = ops.cond(ops.max(positive_count) > limit, sort, count)
         losses, active_count = _from_weights(weights, distances, margin)
     return losses, active_count, ops.sum(positive_count * negative_count)
 
 
 def _all_semi_hard(labels, distances, positives, negatives, margin):
     """Mines all valid triplets whose negative is farther than the positive. The others count as mined, with loss 0."""
-    if margin == "soft":
-        losses, active_count = _soft_losses(labels, distances, negatives, farther_only=True)
-    else:
-        weights = _counted(labels, distances, negatives, margin, farther_only=True)
-        losses, active_count = _from_weights(weights, distances, margin)
-    return losses, active_count, ops.sum(_count(positives, axis=1) * _count(negatives, axis=1))
+    return _batch_all(labels, distances, positives, negatives, margin, farther_only=True)
 
 
 def _from_weights(weights, distances, margin):
@@ -402,18 +403,15 @@ def _from_weights(weights, distances, margin):
     return ops.sum(weights * distances, axis=1) + margin * active, ops.cast(ops.sum(active), "float32")
 
 
-def _soft_losses(labels, distances, negatives, farther_only=False):
+def _soft_losses(labels, distances, negatives, farther_only):
     """The same for the soft margin, whose derivatives are no counts. Active triplets have d(a, n) < d(a, p)."""
-    triplets = labels, distances, negatives, farther_only
-    losses = ops.sum(ops.relu(_summed(lambda p, n: ops.softplus(p - n), *triplets)), axis=1)
-    weighted = ops.sum(_summed(lambda p, n: ops.sigmoid(p - n), *triplets) * distances, axis=1)
-    active_count = ops.cast(ops.sum(ops.relu(_summed(ops.greater, *triplets))), "float32")
-    return losses + (weighted - ops.stop_gradient(weighted)), active_count  # adds 0, and the gradient
-
-
-def _counted(labels, distances, negatives, margin, farther_only=False):
-    """The weights of `_from_weights`, shape `(batch, batch)`."""
-    return _summed(lambda p, n: p + margin > n, labels, distances, negatives, farther_only)
+    losses, derivatives, active = (
+        _summed(function, labels, distances, negatives, farther_only)  # shape (batch, batch)
+        for function in (lambda p, n: ops.softplus(p - n), lambda p, n: ops.sigmoid(p - n), ops.greater)
+    )
+    weighted = ops.sum(derivatives * distances, axis=1)
+    losses = ops.sum(ops.relu(losses), axis=1) + (weighted - ops.stop_gradient(weighted))  # adds 0, and the gradient
+    return losses, ops.cast(ops.sum(ops.relu(active)), "float32")
 
 
 def _summed(function, labels, distances, negatives, farther_only):
@@ -483,7 +481,7 @@ def _in_blocks(function, arrays, width, dtype):
 
 
 def _counted_by_sorting(distances, positives, negatives, margin):
-    """The same as `_counted`, in time O(batch² log batch) however many positives there are.
+    """The weights of `_from_weights`, in time O(batch² log batch) however many positives there are.
 
     Each row sorts d(a, p) + margin and d(a, n) together. The active triplets of a positive are those with a negative
     before it, and those of a negative are those with a positive after it. The example of `_from_weights` becomes
@@ -553,9 +551,8 @@ def _checked_batch(labels, embeddings):
             fractional = False
         if fractional:
             raise ValueError(f"Labels must be integers, one for each class. Received: {labels}")
-    if keras.backend.standardize_dtype(labels.dtype) == "bool":
-        labels = ops.cast(labels, "int32")
-    return ops.reshape(labels, (-1,)), embeddings
+    is_bool = keras.backend.standardize_dtype(labels.dtype) == "bool"
+    return ops.reshape(ops.cast(labels, "int32") if is_bool else labels, (-1,)), embeddings
 
 
 def _at_least_float32(embeddings):
