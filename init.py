@@ -2,7 +2,7 @@
 
     python init.py                                          CIFAR-10, ImageNet weights; a GPU is recommended
     python init.py --epochs 3 --mining batch_hard           override any constant below
-    python init.py --dataset my_images --run-folder my_run  your own images, in a folder of CLASS/IMAGE files
+    python init.py --dataset my_images --run-folder my_run  your own images, a folder of CLASS/IMAGE or a CSV file
     python init.py --constants examples/digits.json         handwritten digits: no download, no GPU, one minute
     python init.py --constants my_run/constants.json --margin 0.2 --run-folder second
                                                             repeat a run with one constant changed
@@ -15,12 +15,13 @@ from pipeline.settings import keras_settings, options, process
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Data
-DATASET = "cifar10"  # "cifar10", "digits", or a folder of CLASS/IMAGE or of train/CLASS/IMAGE and test/CLASS/IMAGE
+DATASET = "cifar10"  # "cifar10", "digits", a folder of CLASS/IMAGE or train/CLASS/IMAGE and test/CLASS/IMAGE, or a CSV
 TEST_FRACTION = 0.2  # fraction of the images for testing, if the data set has no test set of its own
-VALIDATION_FRACTION = 0.1  # fraction of the training images held out to choose the best epoch
+VALIDATION_FRACTION = 0.1  # fraction of the others for choosing the best epoch, if it has no validation set of its own
 IMAGE_SIZE = 224  # pixels, height and width of the network's input; smaller is faster
 FIT = "scale"  # "scale" stretches images to IMAGE_SIZE, "pad" surrounds smaller ones with black
-UNREADABLE_IMAGES = "stop"  # if image files cannot be read, "stop" and name them all, or "skip" them
+UNREADABLE_IMAGES = "stop"  # if image files cannot be read, "stop" and name them, or "skip" them
+SMALL_CLASSES = "stop"  # if classes have fewer than two training images, "stop" and name them, or "skip" them
 AUGMENT = "shift_flip"  # "none", "shift" by up to 1/8, or "shift_flip", which also mirrors (not for digits or text)
 # Model
 BACKBONE = "ResNet50"  # a network of keras.applications, or "SmallConvNet" for small images and random weights
@@ -62,11 +63,11 @@ def main():
         from pipeline import files
         from pipeline.data.batches import Batches, in_order, training_batches
         from pipeline.data.images import load_images, print_summary
-        from pipeline.data.splits import at_most, checksum, sample, stratified_split
+        from pipeline.data.splits import at_most, checksum, sample
         from pipeline.neighbours import evaluate, nearest
         from pipeline.report import controls, figures, scores
         from pipeline.training.alarms import TrainingAlarms
-        from pipeline.training.callbacks import HistoryFile, NearestNeighbourAccuracy, TimeEstimate
+        from pipeline.training.callbacks import HistoryFile, NearestNeighbourAccuracy, PredictionProgress, TimeEstimate
         from pipeline.training.checkpoints import Checkpoints
         from pipeline.training.learning_rate import warm_up_then_cosine
         from triplet_loss_functions import InBatchTripletLoss, MergeTripletLoss
@@ -76,9 +77,10 @@ def main():
     batch_size = CLASSES_PER_BATCH * IMAGES_PER_CLASS
 
     # Load and split the images.
-    train, test, class_names = load_images(DATASET, IMAGE_SIZE, FIT, TEST_FRACTION, SEED, UNREADABLE_IMAGES)
-    train, validation = stratified_split(train, VALIDATION_FRACTION, SEED)
-    print_summary(train, validation, test, class_names)
+    fractions = TEST_FRACTION, VALIDATION_FRACTION
+    data = load_images(DATASET, IMAGE_SIZE, FIT, *fractions, SEED, UNREADABLE_IMAGES, SMALL_CLASSES)
+    train, validation, test, class_names, value_range = data
+    print_summary(data)
     neighbours = at_most("NEIGHBOURS", NEIGHBOURS, len(train.labels), "the number of training images")
 
     # Build the network.
@@ -88,7 +90,8 @@ def main():
     model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, frozen_layers, EMBEDDING_SIZE)
 
     def embed(images):
-        return model.predict(Batches(images, in_order(len(images.labels), batch_size)), verbose=0)
+        batches = Batches(images, in_order(len(images.labels), min(batch_size, 128)))
+        return model.predict(batches, verbose=0, callbacks=[PredictionProgress(len(batches))])
 
     # Start or resume the run, and measure how well the network does without training.
     sources = {
@@ -96,6 +99,7 @@ def main():
         "content of the file WEIGHTS": files.checksum(WEIGHTS),
         "KERAS_BACKEND": keras.backend.backend(),
         "precision": precision,
+        "value range": value_range,  # of 16-bit images; new images need it
     }
     folder = run_folder.start(RUN_FOLDER, constants, OVERWRITE, sources)
     all_scores, embeddings_before = controls.measure_controls(folder, embed, train, test, neighbours)
@@ -124,9 +128,8 @@ def main():
     predicted, all_scores["after training"] = evaluate(references, train.labels, queries, test.labels, neighbours)
 
     # Report, and save everything.
-    report = scores.print_report(
-        folder, all_scores, test.labels, predicted, class_names, neighbours, checkpoints.diverged
-    )
+    warnings = scores.prediction_warnings(references, history.columns(), checkpoints.diverged)
+    report = scores.print_report(folder, all_scores, test.labels, predicted, class_names, neighbours, warnings)
     with files.atomic_path(folder / "embedding_model.keras") as path:
         model.save(path)
     with files.atomic_path(folder / "references.npz") as path:

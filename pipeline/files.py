@@ -1,7 +1,9 @@
 """Atomic writes: after a crash, a power cut or a full disk, a file is complete or unchanged. Locks and checksums."""
 
 import contextlib
+import errno
 import os
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +12,17 @@ from typing import BinaryIO
 from pipeline.errors import InputError
 
 PARTIAL = ".part."  # prefix of a file that is being written
+UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF)  # by a file system
+HELD = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY)  # by a virus scanner, a backup or a synchronisation
+HELD_SECONDS = 5.0  # how long to wait for a file that another program holds open
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary path to write to; the file is flushed to disk, then renamed to `path`.
 
-    If the block raises, the temporary file is removed and `path` stays as it was.
+    If the block raises, the temporary file is removed and `path` stays as it was. If another program holds `path` open,
+    the rename is tried again for a few seconds.
 
     Args:
         path: path of the final file.
@@ -32,17 +38,45 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            _fsync(file.fileno())
+        _replace(temporary, path)
         if os.name == "posix":  # the rename is on disk only once the folder is
             folder = os.open(path.parent, os.O_RDONLY)
             try:
-                os.fsync(folder)
+                _fsync(folder)
             finally:
                 os.close(folder)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would hide the first error
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def is_held(error: BaseException | None) -> bool:
+    """Whether an error of writing a file may be that another program holds it open, so that a later try may succeed."""
+    return isinstance(error, OSError) and error.errno in HELD
+
+
+def _fsync(descriptor):
+    """Flushes a file or a folder to disk, where the file system can: some network file systems cannot for folders."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def _replace(temporary, path):
+    """Renames a file; while another program holds the target open, tries again for HELD_SECONDS."""
+    last = time.monotonic() + HELD_SECONDS
+    while True:
+        try:
+            os.replace(temporary, path)
+            return
+        except OSError as error:
+            if not is_held(error) or time.monotonic() >= last:
+                raise
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -76,8 +110,11 @@ def checksum(path: str | os.PathLike) -> int:
     return zlib.crc32(Path(path).read_bytes()) if Path(path).is_file() else 0
 
 
-def lock(file: BinaryIO) -> None:
+def lock(file: BinaryIO) -> bool:
     """Locks an open file until it is closed or the process ends.
+
+    Returns:
+        Whether the file system supports locks.
 
     Raises:
         BlockingIOError: if another process has locked it.
@@ -85,7 +122,12 @@ def lock(file: BinaryIO) -> None:
     if os.name == "posix":
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in UNSUPPORTED:
+                return False
+            raise
     else:
         import msvcrt
 
@@ -93,3 +135,4 @@ def lock(file: BinaryIO) -> None:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as error:
             raise BlockingIOError(str(error)) from error
+    return True

@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.data.folders import BUILT_IN_DATASETS
+from pipeline.data.image_list import BUILT_IN_DATASETS
 from pipeline.errors import InputError
+from pipeline.settings import process
 from pipeline.settings.options import STARTED_WITH, with_new_names
 
 # Constants that may differ between two commands of one run.
@@ -30,6 +30,8 @@ FILES = (
 )
 RESULTS = ("embedding_model.keras", "references.npz")  # a run without them is not finished
 ADVICE = "choose another folder with --run-folder, or replace the run with --overwrite"
+# Constants whose paths may differ between two commands of one run: `start` compares what the paths hold.
+COMPARED_BY_CONTENT = {"DATASET": BUILT_IN_DATASETS, "WEIGHTS": ("imagenet", "none")}  # and values that are no paths
 _locks = {}  # path of a folder -> its lock file, open as long as the process lives
 
 
@@ -66,8 +68,8 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
 
     Raises:
         InputError: if the folder is not writable, holds files that a run would replace but no run, or is in use by
-            another process; if it holds a run with other constants (the message names them); or a finished run without
-            its model and references, and without a checkpoint from which to write them again.
+            another process; if it holds a run with other constants (the message names them) that has trained; or a
+            finished run without its model and references, and without a checkpoint from which to write them again.
     """
     import tempfile  # slow to import, and not needed to report a wrong constant
 
@@ -84,10 +86,14 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
     stored, report = _read_run(folder)
     if stored is None:
         return ""
-    changed = _changed_constants(stored, constants, CHANGEABLE)
-    if changed:
+    changed = _changed_constants(stored, constants, any_path=not report)
+    if changed and _has_trained(folder):
         named = "; ".join(f"{name} was {stored.get(name)!r}, now {constants.get(name)!r}" for name in changed)
-        raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run with other constants ({named}); {ADVICE}.")
+        advice = ADVICE
+        if report and not any(name in ("DATASET", "BACKBONE", "EMBEDDING_SIZE") for name in changed):
+            model = folder / "embedding_model.keras"
+            advice = f"to train its model further, use --weights {model} with another --run-folder; or else {ADVICE}"
+        raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run with other constants ({named}); {advice}.")
     missing = [name for name in RESULTS if not (folder / name).exists()]
     if report and missing and not checkpoint_paths(folder):
         raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a finished run without {', '.join(missing)}; {ADVICE}.")
@@ -101,7 +107,8 @@ def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool,
         folder: path.
         constants: the constants of this command.
         overwrite: bool, whether a run in the folder is removed first: its checkpoints, results and constants. A run
-            that the same command started with `overwrite`, and that is not finished, is resumed instead.
+            that the same command started with `overwrite`, and that is not finished, is resumed instead. A run with
+            other constants that has not trained yet is removed without it.
         sources: what else the run depends on, such as a checksum of its images; the keys are names for the user.
 
     Returns:
@@ -115,9 +122,12 @@ def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool,
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_no_foreign_files(folder)
-        _lock(folder)
+        if not _lock(folder):
+            print(f"Warning: {folder} is on a file system without locks: never start two processes in this folder.")
+        process.at_end(lambda: unlock(folder))
         files.remove_partial_files(folder)
-        if overwrite and not _is_same_overwrite(folder, constants, sources):
+        replaced = overwrite and not _is_same_overwrite(folder, constants, sources)
+        if replaced or not (_has_trained(folder) or _is_same_run(folder, constants, sources)):
             remove_checkpoints(folder)
             for name in FILES:  # the constants last: until then it is the old run
                 (folder / name).unlink(missing_ok=True)
@@ -177,15 +187,23 @@ def _read_run(folder):
         ) from error
 
 
-def _changed_constants(stored: dict, constants: dict, changeable: Iterable[str]) -> list[str]:
-    names = {*stored, *constants} - {*changeable, STARTED_WITH}
-    return sorted(name for name in names if not _same(name, stored.get(name), constants.get(name)))
+def _has_trained(folder):
+    """Whether a folder has a result of training: a checkpoint, a report or a model."""
+    return bool(checkpoint_paths(folder)) or any((folder / name).exists() for name in ("report.txt", *RESULTS))
 
 
-def _same(name, first, second):
-    """Whether two values of a constant are equal, or paths of the same images."""
-    are_paths = name == "DATASET" and isinstance(first, str) and not {first, second} & set(BUILT_IN_DATASETS)
-    return first == second or (are_paths and os.path.realpath(first) == os.path.realpath(second))
+def _changed_constants(stored: dict, constants: dict, any_path: bool) -> list[str]:
+    """Names of the constants that differ; with `any_path`, paths of `COMPARED_BY_CONTENT` may."""
+    names = {*stored, *constants} - {*CHANGEABLE, STARTED_WITH}
+    return sorted(name for name in names if not _same(name, stored.get(name), constants.get(name), any_path))
+
+
+def _same(name, first, second, any_path):
+    """Whether two values of a constant are equal or paths of the same file or folder; of any two, with `any_path`."""
+    are_paths = name in COMPARED_BY_CONTENT and isinstance(first, str) and isinstance(second, str)
+    if first == second or not are_paths or {first, second} & set(COMPARED_BY_CONTENT[name]):
+        return first == second
+    return any_path or os.path.realpath(first) == os.path.realpath(second)
 
 
 def _changed_sources(stored, sources):
@@ -193,16 +211,23 @@ def _changed_sources(stored, sources):
     return [name for name, value in sources.items() if before.get(name, value) != value]
 
 
-def _is_same_overwrite(folder, constants, sources):
-    """Whether a folder has an unfinished run that the same command has started with `overwrite`."""
-    try:
-        stored, report = _read_run(folder)
-    except InputError:
-        return False
+def _is_same_run(folder, constants, sources):
+    """Whether a folder has an unfinished run with these constants and sources."""
+    stored, report = _read_run(folder)
     if stored is None or report or _changed_sources(stored, sources):
         return False
-    overwritten = stored.get("OVERWRITE") or stored.get(STARTED_WITH, {}).get("OVERWRITE")
-    return bool(overwritten) and not _changed_constants(stored, constants, CHANGEABLE)
+    return not _changed_constants(stored, constants, any_path=True)
+
+
+def _is_same_overwrite(folder, constants, sources):
+    """Whether it is one that the same command has started with `overwrite`."""
+    try:
+        stored, _ = _read_run(folder)
+        if not _is_same_run(folder, constants, sources):
+            return False
+    except InputError:
+        return False
+    return bool(stored.get("OVERWRITE") or stored.get(STARTED_WITH, {}).get("OVERWRITE"))
 
 
 def _check_no_foreign_files(folder):
@@ -225,10 +250,13 @@ def _check_not_in_use(folder):
 
 
 def _lock(folder):
-    """Locks a folder until the process ends, however it ends; raises InputError if another process has locked it."""
+    """Locks a folder until the run ends, however it ends; returns whether the file system has locks.
+
+    Raises InputError if another process has locked it.
+    """
     file = open(folder / ".lock", "a+b")
     try:
-        files.lock(file)
+        is_locked = files.lock(file)
     except BlockingIOError as error:
         file.close()
         raise InputError(
@@ -236,8 +264,11 @@ def _lock(folder):
             "wait for it, or choose another folder with --run-folder."
         ) from error
     _locks[os.path.realpath(folder)] = file
+    return is_locked
 
 
 def unlock(folder: str | os.PathLike) -> None:
-    """Releases a folder that `start` has locked, for a process that continues after its run."""
-    _locks.pop(os.path.realpath(folder)).close()
+    """Releases a folder, if `start` has locked it."""
+    file = _locks.pop(os.path.realpath(folder), None)
+    if file:
+        file.close()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.batches import Batches, classes_and_images, in_order
-from pipeline.data.splits import Images, sample, stratified_split
+from pipeline.data.splits import Images, in_parts, sample, split
 from pipeline.errors import InputError, Interrupted
 from pipeline.neighbours import predict_classes
 from pipeline.run_folder import checkpoint_paths
@@ -450,8 +450,10 @@ def test_every_image_keeps_its_label_through_splits_batches_interruptions_and_pr
     labels = generator.permutation(np.repeat(np.arange(5), generator.integers(4, 50, 5)))
     colours = np.stack([np.arange(len(labels)), 20 * labels, 0 * labels], axis=1).astype("uint8")
     data = Images(np.tile(colours[:, :, None, None], (1, 1, 4, 4)), labels.astype("int32"))
-    train, test = stratified_split(data, 0.2, seed)
-    train, validation = stratified_split(train, 0.1, seed)
+    parts, _ = split(
+        [f"{number}.png" for number in range(len(labels))], labels, ["train"] * len(labels), 0.2, 0.1, seed
+    )
+    train, validation, test, *_ = in_parts(data, parts, [])
     known = sample(train, len(validation.labels), seed)
     assert sorted(np.concatenate([train.images, test.images, validation.images])[:, 0, 0, 0]) == [*range(len(labels))]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from matplotlib.cbook import is_math_text
 from matplotlib.colors import same_color
 from matplotlib.text import Text
@@ -12,7 +13,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from pipeline.data.splits import Images
-from pipeline.report import figures
+from pipeline.report import class_labels, figures
 
 CURVES = ("loss", "active_triplets", "positive_distance", "negative_distance", "val_accuracy")
 
@@ -221,16 +222,51 @@ def test_the_page_shows_a_fair_sample_and_then_wrong_predictions(
                 assert all(same_color(spine.get_edgecolor(), frame) for spine in axes.spines.values())
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")  # Matplotlib's own font has no Chinese, and draws a box
+def texts_of_names(names, draw):
+    """The texts of the three figures with class names: page, matrix and map."""
+    labels = np.arange(len(names))
+    images = Images(np.zeros((len(names), 3, 6, 5), "uint8"), labels)
+    embeddings = np.random.default_rng(0).normal(size=(len(names), 4))
+    page = draw(figures.neighbour_page, images, labels, images, labels[:, None], names, rows=len(names))
+    matrix = draw(figures.confusion_matrix, labels, labels, names)
+    return texts(page), texts(matrix), texts(draw(figures.embedding_map, embeddings, embeddings, labels, names))
+
+
+@pytest.mark.filterwarnings("error")  # such as that of a missing glyph
 def test_class_names_are_drawn_as_they_are_written(draw):
-    names = ["$x^$", "_hidden", "a$b", "$5 or $6", r"a\$b", "crème brûlée", "猫", r"$\frac$"]
-    labels = np.arange(8)
-    images = Images(np.zeros((8, 3, 6, 5), "uint8"), labels)
-    page = texts(draw(figures.neighbour_page, images, labels, images, labels[:, None], names, rows=8))
+    names = ["$x^$", "_hidden", "a$b", "$5 or $6", r"a\$b", "crème brûlée", "گربه", r"$\frac$"]
+    page, matrix, legend = texts_of_names(names, draw)
     assert [page.count(name) for name in names] == [2] * 8
     assert {f"→ {name}" for name in names} <= set(page)
-    assert set(names) <= set(texts(draw(figures.confusion_matrix, labels, labels, names)))
-    assert set(names) <= set(texts(draw(figures.embedding_map, np.eye(8), np.eye(8), labels, names)))
+    assert set(names) <= set(matrix)
+    assert set(names) <= set(legend)
+
+
+@pytest.mark.filterwarnings("error")
+def test_class_names_that_cannot_be_drawn_as_they_are_written_stay_distinct(draw, monkeypatch):
+    """Where the only font is DejaVu Sans, which lacks Japanese, wide letters and the emoji of a farmer."""
+    only = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", only)
+    class_labels._fonts.cache_clear()
+    names = [
+        "ネコ",
+        "犬",
+        "👩\u200d🌾",
+        "گربه\u200cها",
+        "e\u0301te\u0301",
+        "été",
+        "ＡＢ",
+        "long " * 10 + "a",
+        "long " * 10 + "b",
+    ]
+    drawn = ["#0", "#1", "#2", "گربهها", "été #4", "été #5", "AB"]
+    drawn += [f"{'long ' * 5}long… #{number}" for number in (7, 8)]
+    page, matrix, legend = texts_of_names(names, draw)
+    class_labels._fonts.cache_clear()
+    assert [page.count(name) for name in drawn] == [2] * 9
+    assert {f"→ {name}" for name in drawn} <= set(page)
+    assert set(drawn) <= set(matrix)
+    assert [name for name in legend if name in drawn] == drawn
 
 
 def test_page_and_map_are_reproducible_from_the_seed(draw):

@@ -1,7 +1,9 @@
 """A file is complete or unchanged, whatever ends the process that writes it."""
 
+import errno
 import os
 import signal
+import stat
 
 import pytest
 from processes import run_python
@@ -76,3 +78,49 @@ def test_the_checksum_is_crc_32_of_the_content_and_0_without_a_file(tmp_path):
     (tmp_path / "weights").write_bytes(b"123456789")
     assert files.checksum(tmp_path / "weights") == 0xCBF43926  # the check value in the catalogues of CRCs
     assert files.checksum(tmp_path / "none") == files.checksum(tmp_path) == 0
+
+
+def test_a_file_that_another_program_holds_open_is_written_once_it_is_released(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("old")
+    tries, replace = [], os.replace
+
+    def held(source, target):
+        tries.append(source)
+        if len(tries) < 4:
+            raise PermissionError(errno.EACCES, "in use by another process")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", held)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    files.write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new" and len(tries) == 4
+
+
+def test_a_file_that_stays_held_is_reported_and_keeps_its_content(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("old")
+    monkeypatch.setattr(files, "HELD_SECONDS", 0.2)
+
+    def held(source, target):
+        raise OSError(errno.EBUSY, "in use by another process")
+
+    monkeypatch.setattr(os, "replace", held)
+    with pytest.raises(InputError, match="in use by another process") as raised:
+        files.write_text(tmp_path / "a.txt", "new")
+    assert files.is_held(raised.value.__cause__)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are not flushed there")
+@pytest.mark.parametrize("number", [errno.EBADF, errno.EINVAL])
+def test_a_file_system_that_cannot_flush_a_folder_is_no_error(number, tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def of_files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    files.write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"

@@ -1,6 +1,7 @@
 """Folders of image files: generated images whose colour encodes their class and number."""
 
 import contextlib
+import errno
 import os
 import tempfile
 import zlib
@@ -10,14 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.folders import list_images
-from pipeline.data.image_files import read_images
+from pipeline.data.image_files import MOST_NAMED, read_images
 from pipeline.data.images import load_images
+from pipeline.data.pixels import image_suffixes
 from pipeline.errors import InputError
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 PICTURE = np.kron(np.array([[RED, GREEN, BLUE], [WHITE, BLACK, (200, 120, 40)]]), np.ones((16, 16, 1))).astype("uint8")
 NAMES = ["deux mots", "test", "train", "été", "日本語"]  # in the order of their labels
+numbered = np.random.default_rng(0).permutation(256).tolist()  # so that no two images of `save_unlike` are equal
 
 
 def save(path, colour, size=(9, 9)):
@@ -38,6 +40,19 @@ def save_classes(folder, counts, first=0, sizes=((9, 9),)):
     return [(NAMES[label], number) for label, number in saved]
 
 
+def save_unlike(folder, count, size=(9, 9)):
+    """Saves `count` images, no two alike."""
+    for number in range(count):
+        save(
+            folder / f"{number}.png", (numbered[number], len(str(folder)) % 256, sum(folder.name.encode()) % 256), size
+        )
+
+
+def load(folder, image_size=9, fit="scale", seed=0, **more):
+    """A folder in three parts, a fifth of the images for testing and a tenth of the others for validation."""
+    return load_images(str(folder), image_size, fit, 0.2, 0.1, seed, **more)
+
+
 def decoded(class_names, *parts):
     """The (class, number) in the colour of each image; checks that its label is that class."""
     images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
@@ -51,32 +66,40 @@ def decoded(class_names, *parts):
 def read_image(path):
     """One image file as height × width × RGB, at its own size."""
     with Image.open(path) as image:
-        return read_images([path], image.size[::-1])[0].transpose(1, 2, 0)
+        return read_like(path, image.size[::-1])
+
+
+def read_like(path, shape):
+    """One image file as height × width × RGB, at the size of an array of this shape."""
+    return read_images([path], shape[:2])[0].transpose(1, 2, 0)
 
 
 @pytest.mark.parametrize(("seed", "fit"), [(0, "scale"), (1, "pad"), (2, "scale")])
 def test_every_image_of_a_folder_keeps_its_label_through_the_split(seed, fit, tmp_path):
-    saved = save_classes(tmp_path, [7, 2, 10, 3, 25], sizes=[(9, 9), (30, 30), (12, 12)])
-    train, test, class_names = load_images(tmp_path, 9, fit, 0.2, seed)
-    assert class_names == NAMES
-    assert decoded(class_names, train, test) == saved
-    assert np.bincount(test.labels).tolist() == [1, 0, 2, 1, 5]
+    saved = save_classes(tmp_path, [17, 2, 10, 13, 25], sizes=[(9, 9), (30, 30), (12, 12)])
+    *parts, class_names, value_range = load(tmp_path, 9, fit, seed)
+    assert class_names == NAMES and value_range is None
+    assert decoded(class_names, *parts) == saved
+    assert [len(part.labels) > 0 for part in parts] == [True] * 3
+    assert (np.bincount(parts[0].labels) >= 2).all()
 
 
 def test_a_split_folder_keeps_its_split_without_a_copy(tmp_path):
-    to_train = save_classes(tmp_path / "train", [2, 3, 4, 2, 5], sizes=[(9, 9), (14, 20)])
+    to_train = save_classes(tmp_path / "train", [4, 3, 4, 2, 5], sizes=[(9, 9), (14, 20)])
     to_test = save_classes(tmp_path / "test", [0, 3, 1], first=10, sizes=[(8, 30)])
-    train, test, class_names = load_images(str(tmp_path), 16, "scale", 0.5, seed=0)
-    assert train.images.shape[1:] == test.images.shape[1:] == (3, 16, 16)
-    assert class_names == NAMES
-    assert (decoded(class_names, train), decoded(class_names, test)) == (to_train, to_test)
-    for one, other in zip(train, test, strict=True):  # parts of one array
-        assert np.shares_memory(one.base, one) and np.shares_memory(one.base, other)
-        assert one.base.nbytes == one.nbytes + other.nbytes
+    *parts, class_names, _ = load(tmp_path, 16)
+    train, validation, test = parts
+    assert class_names == NAMES and test.images.shape[1:] == (3, 16, 16)
+    assert (decoded(class_names, train, validation), decoded(class_names, test)) == (to_train, to_test)
+    assert len(validation.labels) >= 2
+    whole = train.images.base
+    assert all(np.shares_memory(whole, part.images) for part in parts)
+    assert whole.nbytes == sum(part.images.nbytes for part in parts)
 
 
 def test_nested_folders_are_read_and_hidden_or_other_files_are_skipped(tmp_path, capsys):
-    for name, number in [("1.png", 1), ("deeper/and deeper/2.PNG", 2), ("deeper/1.png", 3), ("4.Bmp", 4), ("5.GIF", 5)]:
+    files = [("1.png", 1), ("deeper/and deeper/2.PNG", 2), ("deep/1.png", 3), ("4.Bmp", 4), ("5.GIF", 5), ("6.TIFF", 6)]
+    for name, number in files:
         for label in (0, 1):
             save(tmp_path / "ab"[label] / name, colour_of(label, number))
     (tmp_path / "a" / "5.GIF").rename(tmp_path / "a" / "5.jpeg")  # it is still a GIF
@@ -85,37 +108,114 @@ def test_nested_folders_are_read_and_hidden_or_other_files_are_skipped(tmp_path,
     for text in ("a/notes.txt", "a/1.png.part", "b/Thumbs.db", "b/png", "readme.md"):
         (tmp_path / text).write_text("not an image")
     (tmp_path / "b" / "folder.png").mkdir()
-    train, test, class_names = load_images(tmp_path, 9, "scale", 0.2, seed=0)
-    assert decoded(class_names, train, test) == [(name, number) for name in "ab" for number in range(1, 6)]
+    *parts, class_names, _ = load(tmp_path, seed=2)
+    assert decoded(class_names, *parts) == [(name, number) for name in "ab" for number in range(1, 7)]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "not in a class folder" in line]
     assert line.endswith(f": {tmp_path / '1.png'}, {tmp_path / 'readme.md'}")
 
 
-def test_files_are_listed_in_the_order_of_their_names(tmp_path):
-    names = ["0.png", "1.png", "10.png", "2.png", "B.png", "a.png", "d/0.png", "d/e/0.png", "f/0.png"]
-    for number in np.random.default_rng(0).permutation(len(names)):
-        for folder in ("test/a", "train/b", "train/a"):
-            save(tmp_path / folder / names[number], RED)
-    listed = list_images(tmp_path)
-    expected = [
-        (f"{folder}/{name}", label, folder != "test/a")
-        for folder, label in (("train/a", 0), ("train/b", 1), ("test/a", 0))
-        for name in names
-    ]
-    assert [path.relative_to(tmp_path).as_posix() for path in listed.paths] == [path for path, _, _ in expected]
-    assert listed.labels == [label for _, label, _ in expected]
-    assert listed.in_train == [in_train for _, _, in_train in expected]
-    assert (listed.class_names, listed.is_split, listed.problems) == (["a", "b"], True, [])
+FORMATS = {  # suffix -> what Pillow needs to keep the colours; the rest is the difference that remains
+    **{suffix: ({"quality": 95, "subsampling": 0}, 12) for suffix in ("jpg", "JPEG", "jpe", "jfif")},
+    **{suffix: ({}, 0) for suffix in ("png", "bmp", "tif", "TIFF", "ppm", "jp2", "tga")},
+    "webp": ({"lossless": True}, 0),
+    "avif": ({"quality": 100, "subsampling": "4:4:4"}, 12),
+    "mpo": ({"save_all": True, "quality": 95, "subsampling": 0}, 12),
+}
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "bmp", "gif"])
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_each_format_is_decoded_to_the_saved_pixels(suffix, tmp_path):
-    picture, path = Image.fromarray(PICTURE), tmp_path / f"picture.{suffix}"
-    if suffix == "gif":  # of two frames, the first counts
-        picture.quantize(8).save(path, save_all=True, append_images=[Image.new("RGB", picture.size, GREEN)])
-    else:
-        picture.save(path, quality=95, subsampling=0)
-    np.testing.assert_allclose(read_image(path), PICTURE.astype(int), atol=12 if suffix.startswith("j") else 0)
+    path, (settings, tolerance) = tmp_path / f"picture.{suffix}", FORMATS[suffix]
+    if f".{suffix.lower()}" not in image_suffixes():
+        pytest.skip("not in this installation of Pillow")
+    Image.fromarray(PICTURE).save(path, **settings)
+    np.testing.assert_allclose(read_image(path), PICTURE.astype(int), atol=tolerance)
+
+
+def test_the_first_frame_of_an_animation_counts(tmp_path):
+    first, second = Image.fromarray(PICTURE), Image.new("RGB", PICTURE.shape[1::-1], GREEN)
+    first.quantize(8).save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    first.save(tmp_path / "a.webp", save_all=True, append_images=[second], lossless=True)
+    for name in ("a.gif", "a.webp"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), PICTURE)
+
+
+def test_photographs_are_read_and_drawings_icons_and_data_are_not():
+    photographs = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2"}
+    assert photographs <= image_suffixes()
+    assert not image_suffixes() & {".eps", ".pdf", ".ico", ".icns", ".h5", ".mpg", ".wmf", ".txt", ".psd"}
+
+
+def test_images_of_more_than_8_bits_are_scaled_by_the_range_of_the_data_set(tmp_path, capsys):
+    """12 bits in a 16-bit PNG, 16-bit TIFF and floats: one scale for all, which new images can use too."""
+    generator, values = np.random.default_rng(0), {}
+    for number in range(12):
+        wide = generator.integers(300, 4000, (6, 7))
+        wide[0, 0] = 100 if number == 3 else wide[0, 0]
+        wide[1, 1] = 4095 if number == 4 else wide[1, 1]
+        for name in "ab":
+            kind = "tif" if name == "a" or number % 2 else "png"
+            path = tmp_path / name / f"{number}.{kind}"
+            path.parent.mkdir(exist_ok=True)
+            shifted = wide + (name == "b") * (wide < 4000) * (wide > 200)
+            Image.fromarray(shifted.astype("float32" if name == "a" else "uint16")).save(path)
+            values[path] = np.rint((shifted - 100) * (255 / 3995)).astype(int)
+    *parts, _, value_range = load(tmp_path, seed=1)
+    assert value_range == (100, 4095)
+    assert "24 images have 16-bit or floating-point pixels: 100 becomes black and 4095 white" in capsys.readouterr().out
+    loaded = sorted(image[0].tolist() for part in parts for image in part.images)
+    assert loaded == sorted(each.tolist() for each in values.values())
+    path = next(iter(values))
+    np.testing.assert_array_equal(read_images([path], (6, 7), "scale", value_range)[0, 2], values[path])
+
+
+def test_pixels_that_are_not_finite_are_refused(tmp_path):
+    Image.fromarray(np.array([[0.5, np.nan]], "float32")).save(tmp_path / "nan.tiff")
+    with pytest.raises(InputError, match=r"nan\.tiff: pixels must be finite"):
+        read_images([tmp_path / "nan.tiff"], (1, 2))
+
+
+def png_chunk(name, content, checksum=None):
+    checksum = zlib.crc32(name + content) if checksum is None else checksum
+    return len(content).to_bytes(4, "big") + name + content + checksum.to_bytes(4, "big")
+
+
+CORRUPT_CHUNKS = {
+    "text of 65 MiB": png_chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(65 * 2**20))),
+    "text that is no zlib stream": png_chunk(b"zTXt", b"key\0\0not compressed"),
+    "text with a wrong checksum": png_chunk(b"tEXt", b"key\0value", 7),
+    "colour profile of no sense": png_chunk(b"iCCP", b"name\0\0nothing"),
+    "Exif of no sense": png_chunk(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff\x01"),
+    "physical size cut": png_chunk(b"pHYs", b"\0"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about the metadata
+@pytest.mark.parametrize("place", ["before the pixels", "after the pixels"])
+@pytest.mark.parametrize("chunk", CORRUPT_CHUNKS.values(), ids=CORRUPT_CHUNKS)
+def test_corrupt_metadata_of_a_png_do_not_matter(chunk, place, tmp_path):
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    at = content.index(b"IDAT" if place == "before the pixels" else b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(content[:at] + chunk + content[at:])
+    np.testing.assert_array_equal(read_like(tmp_path / "a.png", PICTURE.shape), PICTURE)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about the metadata
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "tiff"])
+def test_corrupt_exif_does_not_matter(suffix, tmp_path):
+    """Each byte of the metadata after its first tag is replaced in turn."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x011A] = 1, "a picture with a description", 72.5
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(PICTURE).save(path, exif=exif, **FORMATS.get(suffix, ({}, 0))[0])
+    content = path.read_bytes()
+    start = content.index(b"a picture with") - 20
+    for place in range(start, start + 40):
+        if suffix == "tiff" and place < start + 20:
+            continue  # where a TIFF file keeps its pixels is metadata too
+        path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        np.testing.assert_allclose(read_like(path, PICTURE.shape), PICTURE.astype(int), atol=12)
 
 
 def test_grey_images_of_1_8_and_16_bits_become_three_equal_channels(tmp_path):
@@ -148,37 +248,31 @@ def test_transparent_pixels_are_blended_with_white(tmp_path):
 def test_exif_rotation_is_applied_before_sizes_are_compared(orientation, mirrored, turns, tmp_path):
     expected, exif = np.rot90(PICTURE[:, ::-1] if mirrored else PICTURE, turns), Image.Exif()
     exif[0x0112] = orientation
-    for number in range(3):
-        save(tmp_path / "a" / f"{number}.png", RED, size=expected.shape[1::-1])
-        save(tmp_path / "b" / f"{number}.jpg", RED)
-        Image.fromarray(PICTURE).save(tmp_path / "b" / f"{number}.jpg", exif=exif, quality=95, subsampling=0)
-    train, _, _ = load_images(tmp_path, 99, "scale", 0.2, seed=0)
-    assert train.images.shape == (4, 3, *expected.shape[:2])
-    for image in train.images[train.labels == 1].astype(int):
-        np.testing.assert_allclose(image.transpose(1, 2, 0), expected, atol=12)
+    save_unlike(tmp_path / "a", 9, size=expected.shape[1::-1])
+    save_unlike(tmp_path / "b", 9)
+    for number in range(9):
+        (tmp_path / "b" / f"{number}.png").unlink()
+        varied = PICTURE.copy()
+        varied[:16, 16:32] = (0, 200 + 6 * number, 0)
+        Image.fromarray(varied).save(tmp_path / "b" / f"{number}.jpg", exif=exif, quality=95, subsampling=0)
+    *parts, _, _ = load(tmp_path, 99)
+    for part in parts:
+        assert part.images.shape[1:] == (3, *expected.shape[:2])
+        for image in part.images[part.labels == 1].astype(int):
+            np.testing.assert_allclose(image.transpose(1, 2, 0)[..., ::2], expected[..., ::2], atol=12)
 
 
 def test_images_larger_than_image_size_are_shrunk_by_averaging(tmp_path):
-    stripes = np.zeros((64, 64, 3), "uint8")
-    stripes[:, ::2] = 255
-    for name in "ab":
+    for label, name in enumerate("ab"):
         (tmp_path / name).mkdir()
-        for number in range(3):
+        for number in range(12):
+            stripes = np.zeros((64, 64, 3), "uint8")
+            stripes[:, ::2] = 200 + 50 * label + number // 3
+            stripes[number, number] = 255
             Image.fromarray(stripes).save(tmp_path / name / f"{number}.png")
-    train, _, _ = load_images(tmp_path, 16, "scale", 0.2, seed=0)
-    assert train.images.shape == (4, 3, 16, 16)
-    np.testing.assert_allclose(train.images.astype(int), 127, atol=12)
-
-
-def test_skipped_files_are_counted_by_suffix(tmp_path, capsys):
-    for name in "ab":
-        for number in range(3):
-            save(tmp_path / name / f"{number}.png", RED)
-    (tmp_path / "a" / "0.webp").write_bytes(b"")
-    (tmp_path / "b" / "notes.txt").write_text("")
-    (tmp_path / "b" / "LICENSE").write_text("")
-    load_images(tmp_path, 32, "scale", 0.2, seed=0)
-    assert "1 .txt, 1 .webp, 1 no suffix" in capsys.readouterr().out
+    train, *_ = load(tmp_path, 16)
+    assert train.images.shape[1:] == (3, 16, 16)
+    np.testing.assert_allclose(train.images.astype(int), 115, atol=40)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about files that it can still read
@@ -221,13 +315,10 @@ def test_scaling_stretches_to_the_size(tmp_path):
     ids=str,
 )
 def test_padding_centres_on_black_and_never_enlarges(size, rows, columns, tmp_path):
-    save_classes(tmp_path, [2])  # of another size
-    for number in range(3):
-        save(tmp_path / "b" / f"{number}.png", WHITE, size)
-    _, test, _ = load_images(tmp_path, 10, "pad", 0.2, seed=0)
+    save(tmp_path / "white.png", WHITE, size)
     expected = np.zeros((1, 3, 10, 10))
     expected[:, :, slice(*rows), slice(*columns)] = 255
-    np.testing.assert_array_equal(test.images, expected)
+    np.testing.assert_array_equal(read_images([tmp_path / "white.png"], (10, 10), "pad"), expected)
 
 
 def save_unreadable(folder):
@@ -251,32 +342,59 @@ def test_everything_that_is_wrong_with_a_folder_is_named_at_once(tmp_path):
     (tmp_path / "train" / "train").mkdir()
     bad = save_unreadable(tmp_path / "train" / "deux mots")
     with pytest.raises(InputError) as raised:
-        load_images(tmp_path, 16, "scale", 0.2, seed=0)
+        load(tmp_path, 16)
     rule, *lines = str(raised.value).split("\n  ")
-    assert rule.startswith("`DATASET` must be") and "--unreadable-images skip" in rule
-    problems = {line.split(": ")[0]: line for line in lines}
-    wrong = [tmp_path / "train" / "test", tmp_path / "train" / "train", tmp_path / "test" / "日本語", *bad]
-    assert sorted(problems) == sorted(map(str, wrong))
-    assert ": 1 image," in problems[str(wrong[0])] and ": 0 images," in problems[str(wrong[1])]
-    assert "could be decompression bomb" in problems[str(bad[-1])]
+    assert rule.startswith("`DATASET` must have images that can all be used")
+    unknown, small, count, *named = lines
+    assert unknown.startswith(f"{tmp_path / 'test' / '日本語'}: this class is not in ")
+    assert "--small-classes skip" in small and small.endswith(": test (1), train (0)")
+    assert "--unreadable-images skip" in count and count.endswith(": 6")
+    assert [line.split(": ")[0] for line in named] == [str(path) for path in sorted(bad)]
+    assert "could be decompression bomb" in next(line for line in named if "bomb" in line)
     with pytest.raises(InputError, match=r"missing\.png"):
         read_images([tmp_path / "train" / "deux mots" / "0.png", tmp_path / "missing.png"], (9, 9))
 
 
+def test_of_many_unreadable_files_the_first_are_named(tmp_path):
+    for number in range(500):
+        (tmp_path / f"{number}.png").write_text("")
+    with pytest.raises(InputError) as raised:
+        read_images(sorted(tmp_path.iterdir()), (9, 9))
+    assert str(raised.value).count("\n") == MOST_NAMED + 1
+    assert str(raised.value).endswith(f"and {500 - MOST_NAMED} more")
+
+
 @pytest.mark.parametrize("split", [False, True])
-def test_unreadable_files_can_be_skipped_with_a_count(split, tmp_path, capsys):
-    saved = save_classes(tmp_path / "train" if split else tmp_path, [7, 2, 10])
-    saved += save_classes(tmp_path / "test", [2, 1], first=10) if split else []
-    save_unreadable(tmp_path / "train" / "deux mots" if split else tmp_path / "train")
-    train, test, class_names = load_images(tmp_path, 16, "scale", 0.2, 0, "skip")
-    assert decoded(class_names, train, test) == sorted(saved)
-    assert len(test.labels) == 3
+def test_unreadable_files_and_small_classes_can_be_skipped_with_a_count(split, tmp_path, capsys):
+    top = tmp_path / "train" if split else tmp_path
+    saved = save_classes(top, [17, 10, 2])
+    saved += save_classes(tmp_path / "test", [2, 1], first=30) if split else []
+    save_unreadable(top / "deux mots")
+    *parts, class_names, _ = load(tmp_path, 16, unreadable="skip")
+    assert decoded(class_names, *parts) == sorted(saved)
     printed = capsys.readouterr().out
     assert "Skipped 6 files" in printed and "gone.bmp" in printed
-    for path in tmp_path.rglob("1.png"):
-        path.write_text("")
-    with pytest.raises(InputError, match="test: 1 image,"):  # too few are left
-        load_images(tmp_path, 16, "scale", 0.2, 0, "skip")
+    (top / "train" / "1.png").write_text("")
+    with pytest.raises(InputError, match=r"every class needs two training images.* train \(1\)$"):
+        load(tmp_path, 16, unreadable="skip")
+    *parts, class_names, _ = load(tmp_path, 16, unreadable="skip", small_classes="skip")
+    assert decoded(class_names, *parts) == sorted(each for each in saved if each[0] != "train")
+    assert "Skipped 1 classes with fewer than two training images: train (1)" in capsys.readouterr().out
+
+
+def test_a_failing_disk_is_not_an_unreadable_image(tmp_path, monkeypatch):
+    """The file may be intact: to skip it would silently train on other images."""
+    save_classes(tmp_path, [9, 9])
+    opened = Image.open
+
+    def fail(path, *arguments):
+        if str(path).endswith("4.png"):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        load(tmp_path, unreadable="skip")
 
 
 def test_symbolic_links_are_followed_once(tmp_path):
@@ -293,20 +411,19 @@ def test_symbolic_links_are_followed_once(tmp_path):
         (folder / "b" / name).symlink_to(folder / "b" / "x")
     (tmp_path / "elsewhere" / "deux mots" / "more").symlink_to(tmp_path / "more")
     save(tmp_path / "more" / "deeper" / "9.png", colour_of(0, 9))
-    train, test, class_names = load_images(folder, 16, "scale", 0.2, seed=0)
+    *parts, class_names, _ = load(folder, 16)
     expected = [("a", number) for number in (0, 1, 2, 3, 9)] + [("b", number) for number in (0, 1, 2, 7)]
-    assert decoded(class_names, train, test) == expected
+    assert decoded(class_names, *parts) == expected
     (folder / "b" / "up").symlink_to(folder)
     with pytest.raises(InputError, match=r"b/up: a link to a parent folder$"):  # which holds the other classes
-        load_images(folder, 16, "scale", 0.2, seed=0)
+        load(folder, 16)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 def test_a_pipe_is_refused_without_reading_from_it(tmp_path):
-    save_classes(tmp_path, [3, 3])
-    os.mkfifo(tmp_path / "test" / "pipe.png")
+    os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(InputError, match=r"pipe\.png: not a regular file"):
-        load_images(tmp_path, 16, "scale", 0.2, seed=0)
+        read_images([tmp_path / "pipe.png"], (9, 9))
 
 
 @contextlib.contextmanager
@@ -323,8 +440,9 @@ def without_root():
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no POSIX permissions")
 def test_files_and_folders_without_permission_are_named(tmp_path):
-    save_classes(tmp_path, [3, 3])
-    closed = [tmp_path / "deux mots" / "0.png", tmp_path / "test" / "closed"]
+    save_unlike(tmp_path / "a", 3)
+    save_unlike(tmp_path / "b", 3)
+    closed = [tmp_path / "a" / "0.png", tmp_path / "b" / "closed"]
     closed[1].mkdir()
     for path in (*tmp_path.parents, tmp_path, *tmp_path.rglob("*")):
         if Path(tempfile.gettempdir()).resolve() in path.parents:
@@ -332,19 +450,9 @@ def test_files_and_folders_without_permission_are_named(tmp_path):
     for path in closed:
         path.chmod(0)
     with without_root(), pytest.raises(InputError) as raised:
-        load_images(tmp_path, 16, "scale", 0.2, seed=0)
+        load(tmp_path, 16)
     assert all(f"Permission denied: '{path}'" in str(raised.value) for path in closed)
     assert "1.png" not in str(raised.value)
-
-
-def test_too_few_images_for_a_split_are_refused(tmp_path):
-    save_classes(tmp_path / "no test" / "train", [2, 2])
-    (tmp_path / "no test" / "test" / "deux mots").mkdir(parents=True)
-    save_classes(tmp_path / "pairs", [2, 2])
-    reasons = {"no test": r"test: no image of a class that is in train/$", "pairs": "a class with at least four images"}
-    for name, reason in reasons.items():
-        with pytest.raises(InputError, match=reason):
-            load_images(tmp_path / name, 9, "scale", 0.2, seed=0)
 
 
 def test_more_pixels_than_memory_are_refused_with_the_constant_to_lower(tmp_path):

@@ -39,7 +39,8 @@ def test_the_backend_of_the_environment_wins_and_one_that_is_not_installed_is_re
     path = f"{tmp_path}:{ROOT}" if shutil.os.name == "posix" else f"{tmp_path};{ROOT}"
     done = run_python("-c", APPLY, **UNSET | {"KERAS_BACKEND": "torch", "PYTHONPATH": path})
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert re.match("-c: `KERAS_BACKEND` must name an installed backend.* torch .*no torch here", done.stderr)
+    assert re.match(r"-c: Keras and torch must be importable.*no torch here .*torch\.py, line 1", done.stderr)
+    assert "KERAS_BACKEND" not in done.stderr  # which is right
 
 
 def test_the_file_next_to_init_py_counts_and_an_unknown_backend_in_it_is_refused(tmp_path):
@@ -47,7 +48,7 @@ def test_the_file_next_to_init_py_counts_and_an_unknown_backend_in_it_is_refused
     (tmp_path / "keras.json").write_text(json.dumps(SETTINGS | {"backend": "theano"}))
     done = run_python("-c", APPLY, cwd=tmp_path, **UNSET | {"PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert re.match("-c: `KERAS_BACKEND` must name an installed backend.*theano", done.stderr), done.stderr
+    assert re.match("-c: `KERAS_BACKEND` must be one of .*theano", done.stderr), done.stderr
 
 
 WRONG = {

@@ -27,7 +27,24 @@ ENDS = {
     "raise KeyboardInterrupt": (130, "Stopped.* same command resumes from the last checkpoint"),
     "raise OSError(errno.EIO, 'the disk is broken')": (2, "-c: .*`RUN_FOLDER`, `DATASET` and .*the disk is broken"),
     "raise OSError(errno.ENOSPC, 'no room')": (2, "-c: .*`RUN_FOLDER`, `DATASET` and .* free space.*no room"),
+    "raise OSError(errno.EMFILE, 'too many open files')": (2, "-c: .*too many open files"),
+    "import a_package_that_is_missing": (2, "-c: the package a_package_that_is_missing must be installed: pip install"),
+    **{
+        f"raise {error}": (2, "-c: `IMAGES_PER_CLASS` or `IMAGE_SIZE` must be smaller.*Received: ")
+        for error in (
+            "MemoryError()",
+            "OSError(errno.ENOMEM, 'Cannot allocate memory')",
+            "type('ResourceExhaustedError', (Exception,), {})('OOM when allocating tensor with shape[128,64]')",
+            "RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 34 bytes')",
+            "RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')",
+            'RuntimeError("[enforce fail] DefaultCPUAllocator: can\'t allocate memory")',
+            "RuntimeError('CUDNN_STATUS_ALLOC_FAILED')",
+        )
+    },
 }
+
+
+NOTEBOOK = {"MPLBACKEND": "module://a_backend_of_notebooks"}
 
 
 def run(body, *arguments, **environment):
@@ -52,6 +69,36 @@ def test_a_bug_keeps_its_traceback(error):
 def test_a_normal_end_and_names_that_the_terminal_cannot_show():
     done = run("print('caf\\udce9 grün'); print('日', file=sys.stderr)", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stdout, done.stderr) == (0, "caf\\udce9 gr\\xfcn\n", "\\u65e5\n")
+
+
+def test_figures_need_no_window_and_no_backend_of_a_notebook():
+    """The variable is what a notebook exports to the processes that it starts."""
+    code = (
+        "from matplotlib.figure import Figure; Figure().savefig(sys.argv[1]); print(os.path.getsize(sys.argv[1]) > 0)"
+    )
+    done = run(f"import os; {code}", os.devnull + ".png" if os.name == "nt" else "/dev/shm/figure.png", **NOTEBOOK)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_a_notebook_stays_alive_and_can_run_the_script_again():
+    """`%run` gives streams without `reconfigure`, and the process survives an interruption while Keras is imported."""
+    code = (
+        f"import builtins, io, os\n{IMPORTS}"
+        "class OutStream(io.StringIO):\n    reconfigure = property()\n"
+        "builtins.__IPYTHON__, shown = True, sys.stdout\n"
+        "sys.stdout = sys.stderr = OutStream()\n"
+        "os.environ['MPLBACKEND'] = 'own'\n"
+        "released = []\n"
+        "def main():\n"
+        "    process.at_end(lambda: released.append('lock'))\n"
+        "    with process.silent_interrupts():\n        signal.raise_signal(signal.SIGINT)\n"
+        "for _ in range(2):\n"
+        "    try:\n        process.run(main)\n"
+        "    except SystemExit as error:\n        print(error.code, released, os.environ['MPLBACKEND'], file=shown)\n"
+    )
+    done = run_python("-c", code)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["130 ['lock'] own", "130 ['lock', 'lock'] own"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="another shell")
@@ -128,7 +175,7 @@ def test_ctrl_c_while_keras_is_imported_ends_the_script_without_a_traceback(code
     assert list(tmp_path.iterdir()) == [tmp_path / "keras.py"]
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", process.STOP_SIGNALS)
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(first, second, handlers, capfd):
     requests = []
@@ -140,6 +187,14 @@ def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(first, se
         signal.raise_signal(second)
     assert requests == [first]
     assert handlers() == [True, True]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal")
+def test_nohup_is_respected(handlers):
+    requests, before = [], signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with process.stop_requests(requests.append):
+        signal.raise_signal(signal.SIGHUP)
+    assert requests == [] and signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
 
 
 def test_the_streams_and_handlers_are_restored(handlers):

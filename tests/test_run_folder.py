@@ -1,5 +1,6 @@
 """A run folder has one run, one process at a time, and constants that do not change."""
 
+import errno
 import json
 import os
 
@@ -72,6 +73,8 @@ def test_all_changed_constants_are_named_at_once(finished, tmp_path):
     start(tmp_path)
     if finished:
         finish(tmp_path)
+    else:
+        (tmp_path / CHECKPOINT).touch()
     others = CONSTANTS | {"EPOCHS": 4, "SEED": 1, "MARGIN": 0.5, "RUN_FOLDER": "there", "CHECKPOINT_MINUTES": 1.0}
     with pytest.raises(InputError) as caught:
         run_folder.finished_report(tmp_path, others)
@@ -165,17 +168,70 @@ def test_a_finished_run_without_its_model_is_not_shown_as_finished(tmp_path):
     assert run_folder.finished_report(tmp_path, CONSTANTS) == ""
 
 
-def test_another_path_of_the_same_images_is_not_a_changed_constant(tmp_path, monkeypatch):
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_path_of_the_same_files_is_not_a_changed_constant(finished, tmp_path, monkeypatch):
+    """Of an unfinished run any path may be another, as in the next job of a cluster: `start` compares the contents."""
     monkeypatch.chdir(tmp_path)
-    start(tmp_path / "run", DATASET="pictures")
+    paths = {"DATASET": "pictures", "WEIGHTS": "a.keras"}
+    start(tmp_path / "run", **paths)
+    (tmp_path / "run" / CHECKPOINT).touch()
+    if finished:
+        finish(tmp_path / "run")
     for same in ("pictures/", "./pictures", str(tmp_path / "pictures")):
-        assert run_folder.finished_report(tmp_path / "run", CONSTANTS | {"DATASET": same}) == ""
-    for other in ("others", "digits", "./digits"):
-        with pytest.raises(InputError, match="DATASET was 'pictures'"):
-            run_folder.finished_report(tmp_path / "run", CONSTANTS | {"DATASET": other})
+        assert run_folder.finished_report(tmp_path / "run", CONSTANTS | paths | {"DATASET": same}) == "done" * finished
+    elsewhere = CONSTANTS | {"DATASET": "/scratch/7/pictures", "WEIGHTS": "/scratch/7/a.keras"}
+    if finished:  # whose images are not read again
+        with pytest.raises(InputError, match=r"DATASET was 'pictures'.*WEIGHTS was 'a\.keras'"):
+            run_folder.finished_report(tmp_path / "run", elsewhere)
+    else:
+        assert run_folder.finished_report(tmp_path / "run", elsewhere) == ""
+        start_again(tmp_path / "run", **{name: elsewhere[name] for name in paths})
+        assert stored(tmp_path / "run")["DATASET"] == "/scratch/7/pictures"
+        with pytest.raises(InputError, match="a run with other images in DATASET"):
+            start_again(tmp_path / "run", sources=OTHER_IMAGES, **paths)
+    for name, other in (("DATASET", "digits"), ("WEIGHTS", "none")):
+        with pytest.raises(InputError, match=f"{name} was .*, now '{other}'"):
+            run_folder.finished_report(tmp_path / "run", CONSTANTS | paths | {name: other})
     start(tmp_path / "other", DATASET="digits")
+    (tmp_path / "other" / CHECKPOINT).touch()
     with pytest.raises(InputError, match=r"DATASET was 'digits', now '\./digits'"):
         run_folder.finished_report(tmp_path / "other", CONSTANTS | {"DATASET": "./digits"})
+
+
+def test_a_finished_run_says_how_to_train_its_model_further(tmp_path):
+    start(tmp_path)
+    finish(tmp_path)
+    with pytest.raises(InputError) as caught:
+        run_folder.finished_report(tmp_path, CONSTANTS | {"EPOCHS": 30})
+    advice = f"--weights {tmp_path / 'embedding_model.keras'} with another --run-folder"
+    assert "EPOCHS was 3, now 30" in str(caught.value) and advice in str(caught.value)
+
+
+def test_a_run_that_has_not_trained_may_get_other_constants(tmp_path):
+    """As after the advice to lower a constant, when memory has run out in the first step."""
+    start(tmp_path)
+    (tmp_path / "controls.npz").write_text("of the other constants")
+    assert run_folder.finished_report(tmp_path, CONSTANTS | {"EPOCHS": 5}) == ""
+    start_again(tmp_path, EPOCHS=5)
+    assert stored(tmp_path)["EPOCHS"] == 5
+    assert not (tmp_path / "controls.npz").exists()
+    (tmp_path / "controls.npz").write_text("of these constants")
+    start_again(tmp_path, EPOCHS=5)
+    assert (tmp_path / "controls.npz").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_a_run_starts_with_one_warning(number, tmp_path, monkeypatch, capsys):
+    def unsupported(*_):
+        raise OSError(number, os.strerror(number))
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    for _ in range(2):  # the second finds the lock file
+        assert run_folder.finished_report(tmp_path, CONSTANTS) == ""
+        start_again(tmp_path)
+        printed = capsys.readouterr().out
+        assert printed.count("\n") == 1 and "without locks: never start two processes" in printed
 
 
 def test_an_overwritten_run_is_resumed_by_the_same_command(tmp_path):
@@ -203,6 +259,7 @@ def test_an_overwritten_run_is_resumed_by_the_same_command(tmp_path):
 
 def test_a_run_is_not_resumed_with_other_sources_or_after_another_process_has_finished_it(tmp_path):
     start(tmp_path)
+    (tmp_path / CHECKPOINT).touch()
     with pytest.raises(InputError, match="a run with other images in DATASET; choose another"):
         start_again(tmp_path, sources=OTHER_IMAGES)
     with pytest.raises(InputError, match="other images in DATASET, other KERAS_BACKEND"):

@@ -1,9 +1,12 @@
 """Splits and samples: every image is followed from the data to the parts."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
-from pipeline.data.splits import Images, at_most, checksum, sample, stratified_split
+from pipeline.data.splits import Images, at_most, checksum, in_parts, number_of, repeated_images, sample, split
+from pipeline.errors import InputError
 
 
 def numbered(labels):
@@ -11,22 +14,127 @@ def numbered(labels):
     return Images(np.arange(len(labels)), np.asarray(labels))
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_split_is_stratified_and_keeps_every_image(seed):
+def names_and_labels(seed, classes=5, most=60):
+    """File names and labels of classes of 4 to `most` images; some names occur in several classes."""
     generator = np.random.default_rng(seed)
-    labels = generator.permutation(np.repeat(generator.permutation(20)[:7], [*generator.integers(1, 40, 6), 3]))
-    fraction = generator.uniform(0.01, 0.99)
-    parts = first, second = stratified_split(numbered(labels), fraction, seed)
-    assert sorted([*first.images, *second.images]) == list(range(len(labels)))
-    for part in parts:
-        np.testing.assert_array_equal(part.labels, labels[part.images])
-        assert (np.diff(part.images) > 0).all()  # the given order
-    for label in np.unique(labels):
-        total, kept, held_out = ((each == label).sum() for each in (labels, first.labels, second.labels))
-        assert kept >= min(total, 2)
-        assert held_out >= (total > 2)
-        near = abs(held_out - fraction * total) <= 0.5
-        assert near or held_out == 1 > fraction * total or kept == min(total, 2)
+    pairs = [(f"{number}.png", label) for label in range(classes) for number in range(generator.integers(4, most))]
+    return [pairs[index] for index in generator.permutation(len(pairs))]
+
+
+def parts_of(pairs, seed, test=0.2, validation=0.1):
+    """The part of each (name, label)."""
+    keys, labels = zip(*pairs, strict=True)
+    return dict(zip(pairs, split(keys, labels, ["train"] * len(pairs), test, validation, seed)[0], strict=True))
+
+
+def test_the_numbers_are_uniform_and_follow_from_name_and_seed_alone():
+    numbers = np.array([[number_of(f"{name}.png", seed) for name in range(5000)] for seed in (0, 1)])
+    assert (np.abs(np.sort(numbers) - np.linspace(0, 1, 5000)) < 0.03).all()  # Kolmogorov and Smirnov's distance
+    assert abs(np.corrcoef(numbers)[0, 1]) < 0.05
+    assert number_of("été.png", 3) == 0.6356942042918424  # must never change: test images would train
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_test_images_are_those_with_numbers_below_the_fraction(seed):
+    pairs = names_and_labels(seed)
+    parts = parts_of(pairs, seed)
+    counts = Counter(label for _, label in pairs)
+    for (name, label), part in parts.items():
+        if counts[label] > 20:  # so that two training images are left in any case
+            assert (part == "test") == (number_of(name, seed) < 0.2)
+    highest = max(number_of(name, seed) for (name, _), part in parts.items() if part == "validation")
+    lowest = sorted(number_of(name, seed) for (name, _), part in parts.items() if part == "train")
+    assert highest < lowest[20]  # those next to the test images, but for classes that are too small
+    train = Counter(label for (_, label), part in parts.items() if part == "train")
+    assert all(train[label] >= 2 for label in counts)
+    rest = [part for part in parts.values() if part != "test"]
+    assert rest.count("validation") >= round(0.1 * len(rest))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_test_image_trains_after_the_data_set_has_grown(seed):
+    generator, pairs = np.random.default_rng(seed), names_and_labels(seed, most=12)
+    pairs += [(f"{number}.png", 9) for number in range(30)]  # so that some are for testing
+    before = parts_of(pairs, seed)
+    for _ in range(5):
+        new = [(f"new {generator.integers(10**9)}.png", int(label)) for label in generator.integers(0, 8, 9)]
+        pairs = [*new, *pairs]
+        after = parts_of(pairs, seed)
+        assert {pair for pair, part in before.items() if part == "test"} <= {
+            pair for pair, part in after.items() if part == "test"
+        }
+        before = after
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_removing_and_renaming_images_moves_no_other_one(seed):
+    generator, pairs = np.random.default_rng(seed), names_and_labels(seed)
+    pairs = [pair for pair in pairs if Counter(label for _, label in pairs)[pair[1]] > 24]
+    before = parts_of(pairs, seed)
+    gone = {pairs[index] for index in generator.permutation(len(pairs))[:10]}
+    fewer = parts_of([pair for pair in pairs if pair not in gone], seed)
+    renamed = parts_of([(f"new {name}" if (name, label) in gone else name, label) for name, label in pairs], seed)
+    other_classes = parts_of([(name, label + 7) for name, label in pairs], seed)
+    for pair, part in before.items():
+        assert (other_classes[pair[0], pair[1] + 7] == "test") == (part == "test")
+        if pair not in gone:
+            assert [(after[pair] == "test") for after in (fewer, renamed)] == [part == "test"] * 2
+    assert parts_of(pairs, seed + 1) != before
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_images_of_a_group_stay_together(seed):
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(4), 100)
+    keys = [f"object {number}" for number in generator.integers(0, 30, len(labels))]  # some in several classes
+    parts, kept = split(keys, labels.tolist(), ["train"] * len(labels), 0.2, 0.1, seed)
+    assert kept == [] and set(parts) == {"train", "validation", "test"}
+    assert all(len({part for part, each in zip(parts, keys, strict=True) if each == key}) == 1 for key in keys)
+
+
+def test_a_class_keeps_two_training_images_and_the_others_are_held_out_first():
+    names = sorted((f"{number}.png" for number in range(200)), key=lambda name: number_of(name, 0))
+    low, high = names[:4], names[-30:]  # for testing, and for training
+    keys, labels = [*low, *high], [0] * 4 + [1] * 30
+    parts, kept = split(keys, labels, ["train"] * 34, 0.2, 0.1, 0)
+    assert parts[:4] == ["test", "test", "train", "train"] and kept == [2, 3]
+    assert parts[4:] == ["validation"] * 3 + ["train"] * 27
+
+
+def test_a_part_that_the_data_set_has_is_kept():
+    keys, labels = [f"{number}.png" for number in range(60)], [0, 1] * 30
+    given = ["test"] * 10 + ["train"] * 50
+    parts, _ = split(keys, labels, given, 0.5, 0.2, 0)
+    assert [part == "test" for part in parts] == [part == "test" for part in given]
+    assert parts.count("validation") == 10
+    given[-1] = "validation"
+    assert split(keys, labels, given, 0.5, 0.2, 0)[0] == given
+
+
+def test_too_few_images_are_refused_with_the_constant_to_change():
+    with pytest.raises(InputError, match="`TEST_FRACTION` must be larger, or `SEED` another"):
+        split(["a", "b", "c"] * 2, [0, 0, 0, 1, 1, 1], ["train"] * 6, 1e-9, 0.1, 0)
+    with pytest.raises(InputError, match=r"for validation.* at most 2 training images"):
+        split(["a", "b", "c", "d", "e"], [0, 0, 1, 1, 1], ["train"] * 4 + ["test"], 0.2, 0.1, 0)
+
+
+def test_parts_are_views_if_they_are_in_order_and_else_complete():
+    for parts in (
+        ["train"] * 3 + ["validation"] * 2 + ["test"] * 4,
+        ["test"] * 4 + ["train"] * 4 + ["validation"],
+    ):
+        data = in_parts(numbered(range(9)), parts, ["a"])
+        for part in ("train", "validation", "test"):
+            images, labels = getattr(data, part)
+            expected = [index for index, each in enumerate(parts) if each == part]
+            assert images.tolist() == labels.tolist() == expected
+            assert images.base is not None
+
+
+def test_of_equal_images_in_two_parts_that_of_the_test_set_stays():
+    digests = [b"a", b"b", b"c", b"a", b"b", b"c", b"c", b"d", b"d"]
+    parts = ["train", "train", "train", "test", "validation", "validation", "test", "train", "train"]
+    assert repeated_images(digests, parts) == [(0, 3), (1, 4), (2, 6), (5, 6)]
 
 
 def test_a_sample_is_balanced_and_reproducible_from_the_seed():

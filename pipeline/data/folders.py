@@ -1,50 +1,21 @@
-"""Which image files and classes a folder holds. Standard library alone, so that mistakes show before Keras loads."""
+"""The images of a folder: its parts, classes and groups. Standard library alone, to be ready before Keras loads."""
 
 import os
+import re
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
 
+from pipeline.data.image_list import PART_OF, PARTS, TEST, TRAIN, ImageList, has_control_characters, normal_name
 from pipeline.errors import InputError
 
-BUILT_IN_DATASETS = {"cifar10": 10, "digits": 10}  # name -> number of classes
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-
-
-class ImageFolder(NamedTuple):
-    """The image files of a data set, those of `train/` first.
-
-    Attributes:
-        folder: path of the data set.
-        class_names: sorted names of the class folders; a label is an index into it.
-        paths: paths of the image files.
-        labels: int, one for each path.
-        in_train: bool, one for each path; all True if the folder is not split.
-        is_split: whether the folder has `train/` and `test/`.
-        problems: sentences about what cannot be used.
-    """
-
-    folder: Path
-    class_names: list[str]
-    paths: list[Path]
-    labels: list[int]
-    in_train: list[bool]
-    is_split: bool
-    problems: list[str]
-
-
-def class_folders(folder: str | os.PathLike) -> list[str]:
-    """Sorted names of a data set's class folders: those of `folder/train` if it is split, else those of `folder`.
-
-    Raises:
-        InputError: if the folder cannot be read, or a name is not printable.
-    """
-    return _subfolders(Path(folder, "train") if is_split(folder) else Path(folder))
-
-
-def is_split(folder: str | os.PathLike) -> bool:
-    """Whether a folder has class folders in both `train/` and `test/`."""
-    return len(_splits(folder)) == 2
+# What operating systems, network storage, editors and archive tools leave in folders, in lower case; hidden ones apart.
+LITTER = {
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "#recycle", "#snapshot", "~snapshot"),
+    *("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+    *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder", "lost+found", "found.000"),
+    *("__pycache__", "_vti_cnf"),
+}
 
 
 def check_folder(folder: str | os.PathLike, run_folder: str | os.PathLike) -> None:
@@ -55,18 +26,10 @@ def check_folder(folder: str | os.PathLike, run_folder: str | os.PathLike) -> No
         run_folder: path of the run folder, which must not be inside it.
 
     Raises:
-        InputError: if the run folder is inside the data set, one of `train/` and `test/` is missing, or there are
-            fewer than two classes.
+        InputError: if the run folder is inside the data set, its parts do not fit, or it has fewer than two classes.
     """
     if Path(os.path.realpath(run_folder)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"`RUN_FOLDER` must not be inside `DATASET`. Received: {str(run_folder)!r} in {str(folder)!r}")
-    splits = _splits(folder)
-    if len(splits) == 1:
-        (missing,) = {"train", "test"} - set(splits)
-        raise InputError(
-            f"`DATASET` has class folders in {splits[0]}/, so it must have class folders in {missing}/ too. "
-            f"Received: {str(folder)!r}"
-        )
     classes = len(class_folders(folder))
     if classes < 2:
         raise InputError(
@@ -75,68 +38,122 @@ def check_folder(folder: str | os.PathLike, run_folder: str | os.PathLike) -> No
         )
 
 
-def list_images(folder: str | os.PathLike) -> ImageFolder:
-    """Lists the image files of `CLASS/IMAGE`, or of `train/CLASS/IMAGE` and `test/CLASS/IMAGE`, in a fixed order.
+def class_folders(folder: str | os.PathLike) -> dict[str, list[str]]:
+    """The class folders of a data set by class name, sorted; those of its training part if it is split.
 
-    Prints which files are skipped. Hidden files and folders are skipped silently.
+    Names that differ only in how accents are composed are one class (Unicode NFC).
+
+    Raises:
+        InputError: if the folder cannot be read, its parts do not fit, or a name has control characters or bytes that
+            are not UTF-8.
+    """
+    folder = Path(folder)
+    return _classes_in(folder / _parts_of(folder).get(TRAIN, ""), Counter())
+
+
+def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageList:
+    """Lists the image files of a folder in a fixed order, and prints which files are skipped.
+
+    The folder has `CLASS/IMAGE` or `CLASS/GROUP/IMAGE`, or these in a folder for each part: `train/CLASS/IMAGE`.
 
     Args:
         folder: path of the data set.
+        suffixes: suffixes of image files, in lower case.
 
     Returns:
-        An `ImageFolder`.
+        An `ImageList`; `keys` are the names of the groups, or of the files, without the folders above.
 
     Raises:
-        InputError: if the folder cannot be read.
+        InputError: if the folder cannot be read, or its parts do not fit.
     """
-    folder, split = Path(folder), is_split(folder)
-    class_names = class_folders(folder)
-    parts = [folder / "train", folder / "test"] if split else [folder]
-    outside = [entry for entry in folder.iterdir() if entry not in parts] if split else []
-    for part in parts:
-        outside += [entry for entry in part.iterdir() if not entry.is_dir()]
-    outside = sorted(str(entry) for entry in outside if not entry.name.startswith("."))
-    if outside:
-        print(f"Skipped, not in a class folder: {', '.join(outside[:20])}{' ...' * (len(outside) > 20)}")
+    folder = Path(folder)
+    litter, problems, outside = Counter(), [], []
+    parts = _parts_of(folder) or {TRAIN: ""}
+    class_names = list(_classes_in(folder / parts[TRAIN], Counter()))
+    is_split = len(parts) > 1
+    if is_split:
+        outside += [each for each in folder.iterdir() if each.name not in parts.values()]
+    files = []
+    for part, name in parts.items():
+        top = folder / name
+        classes = _classes_in(top, litter)
+        outside += [entry for entry in top.iterdir() if not entry.is_dir()]
+        problems += [
+            f"{top / classes[unknown][0]}: this class is not in {folder / parts[TRAIN]}"
+            for unknown in sorted(set(classes) - set(class_names))
+        ]
+        files += [
+            (path, label, path.relative_to(top / place), part)
+            for label, class_name in enumerate(class_names)
+            for place in classes.get(class_name, ())
+            for path in _files_in(top / place, problems, litter)
+        ]
+    _print_skipped(folder, [path for path, *_ in files], suffixes, outside, litter)
+    files = [each for each in files if each[0].suffix.lower() in suffixes]
+    return ImageList(
+        folder,
+        class_names,
+        [path for path, *_ in files],
+        [label for _, label, *_ in files],
+        [normal_name(inside.parts[0]) for _, _, inside, _ in files],  # a group's folder, or the file itself
+        [part for *_, part in files],
+        any(len(inside.parts) > 1 for _, _, inside, _ in files),
+        problems,
+    )
 
-    problems = []
-    files = [
-        (path, label, part == parts[0])
-        for part in parts
-        for label, name in enumerate(class_names)
-        for path in (_files_in(part / name, problems) if (part / name).is_dir() else ())
-    ]
-    suffixes = Counter(path.suffix.lower() or "no suffix" for path, _, _ in files)
-    others = [f"{count:,} {suffix}" for suffix, count in sorted(suffixes.items()) if suffix not in IMAGE_SUFFIXES]
-    if others:
-        print(f"Skipped files in {folder} that are not {', '.join(IMAGE_SUFFIXES)}: {', '.join(others)}")
-    if split:
-        unknown = sorted(set(_subfolders(parts[1])) - set(class_names))
-        problems += [f"{parts[1] / name}: this class is not in {parts[0]}" for name in unknown]
-    files = [each for each in files if each[0].suffix.lower() in IMAGE_SUFFIXES]
-    paths, labels, in_train = map(list, zip(*files, strict=True)) if files else ([], [], [])
-    return ImageFolder(folder, class_names, paths, labels, in_train, split, problems)
+
+def _parts_of(folder):
+    """The names of the folders of each part, `{}` if a data set is not split.
+
+    Raises InputError if names look like parts and do not fit: taken as classes they would give meaningless results.
+    """
+    names = _subfolders(folder, Counter())
+    similar = [name for name in names if not PART_OF.keys().isdisjoint(re.findall("[a-z]+", name.lower()))]
+    with_classes = [name for name in similar if _subfolders(folder / name, Counter())]
+    found = [(PART_OF[name.lower()], name) for name in with_classes if name.lower() in PART_OF]
+    parts = dict(sorted(found, key=lambda each: PARTS.index(each[0])))
+    if {TRAIN, TEST} <= set(parts) and len(parts) == len(found):
+        return parts
+    if found or len(with_classes) > 1 or 1 < len(similar) == len(names):
+        raise InputError(
+            "`DATASET` must have its parts in folders train/, test/ and, optionally, validation/, with class folders "
+            f"in each. Rename the folders, or a class of such a name. Received: {str(folder)!r} with "
+            + ", ".join(f"{name}/ ({len(_subfolders(folder / name, Counter()))} class folders)" for name in similar)
+        )
+    return {}
 
 
-def _splits(folder):
-    """Which of `train` and `test` exist in a folder and hold class folders."""
-    return [name for name in ("train", "test") if os.path.isdir(Path(folder, name)) and _subfolders(Path(folder, name))]
+def _classes_in(folder, litter):
+    """The class folders in a folder: class name -> folder names, sorted by class name."""
+    classes = {}
+    for name in _subfolders(folder, litter):
+        if has_control_characters(name):
+            raise InputError(
+                "`DATASET` must have class folders whose names are UTF-8 without control characters. "
+                f"Received: {name!a} in {str(folder)!r}"
+            )
+        classes.setdefault(normal_name(name), []).append(name)
+    return dict(sorted(classes.items()))
 
 
-def _subfolders(folder):
+def _is_litter(name, litter):
+    """Whether a file or folder is none of the user's; counts it in `litter`."""
+    if name.lower() not in LITTER and not name.startswith("."):
+        return False
+    litter["hidden" if name.startswith(".") else name.strip()] += 1
+    return True
+
+
+def _subfolders(folder, litter):
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if entry.is_dir() and not _is_litter(entry.name, litter))
     except OSError as error:
         raise InputError(f"`DATASET` must be a readable folder. Received: {error}") from error
-    unprintable = [name for name in names if not name.isprintable()]  # such as bytes that are not UTF-8
-    if unprintable:
-        raise InputError(f"`DATASET` must have class folders with printable names. Received: {unprintable!a}")
-    return names
 
 
-def _files_in(folder, problems):
-    """Paths of the files below a class folder in a fixed order, without hidden files and folders.
+def _files_in(folder, problems, litter):
+    """Paths of the files below a class folder in a fixed order, without litter.
 
     Symbolic links are followed, each folder once. Folders that cannot be listed, and links to a parent folder, which
     holds the other classes, are added to `problems`.
@@ -150,6 +167,22 @@ def _files_in(folder, problems):
                 problems.append(f"{place}: a link to a parent folder")
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not _is_litter(name, litter))
+        paths += [Path(place, name) for name in sorted(names) if not _is_litter(name, litter)]
     return paths
+
+
+def _print_skipped(folder, paths, suffixes, outside, litter):
+    """Prints which files are skipped: those of systems, those outside class folders and those of other types."""
+    outside = sorted(str(entry) for entry in outside if not _is_litter(entry.name, litter))
+    if litter:
+        named = ", ".join(f"{count:,} {name}" for name, count in litter.most_common(10))
+        print(f"Skipped files and folders of the system in {folder}: {named}")
+    if outside:
+        print(f"Skipped, not in a class folder: {', '.join(outside[:20])}{' ...' * (len(outside) > 20)}")
+    others = Counter(path.suffix.lower() or "no suffix" for path in paths)
+    others = [f"{count:,} {suffix}" for suffix, count in sorted(others.items()) if suffix not in suffixes]
+    if others:
+        print(f"Skipped files in {folder} that are no images: {', '.join(others[:20])}{' ...' * (len(others) > 20)}")
+    if any(path.suffix.lower() in (".heic", ".heif", ".hif") for path in paths) and ".heic" not in suffixes:
+        print("To read HEIC images: pip install pillow-heif")

@@ -1,11 +1,15 @@
-"""Labelled images as arrays, and splits of them."""
+"""Labelled images as arrays; which of them are for training, validation and testing; samples of them."""
 
+import hashlib
 import math
 import zlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.data.image_list import PARTS, TEST, TRAIN, VALIDATION
 from pipeline.errors import InputError
 
 
@@ -21,35 +25,132 @@ class Images(NamedTuple):
     labels: np.ndarray
 
 
-def stratified_split(data: Images, fraction: float, seed: int) -> tuple[Images, Images]:
-    """Splits images so that each class gives the same fraction.
+class DataSet(NamedTuple):
+    """A data set in three parts.
 
-    A class gives `fraction` of its images, rounded, and at least one if it has three or more. It keeps at least two, so
-    that each of them has a positive. The result depends on the labels, the fraction and the seed alone.
+    Attributes:
+        train, validation, test: `Images`.
+        class_names: list of str; a label is an index into it.
+        value_range: lowest and highest value of 16-bit and floating-point image files, None without such files.
+    """
+
+    train: Images
+    validation: Images
+    test: Images
+    class_names: list[str]
+    value_range: tuple[float, float] | None = None
+
+
+def in_parts(
+    everything: Images, parts: Sequence[str], class_names: list[str], value_range: tuple[float, float] | None = None
+) -> DataSet:
+    """Divides images into their parts: views, not copies, if they are ordered by part."""
+    numbers, divided = np.array([PARTS.index(part) for part in parts]), {}
+    for number, part in enumerate(PARTS):
+        chosen = np.flatnonzero(numbers == number)
+        if len(chosen) and chosen[-1] - chosen[0] + 1 == len(chosen):
+            chosen = slice(chosen[0], chosen[-1] + 1)
+        divided[part] = Images(*(each[chosen] for each in everything))
+    return DataSet(**divided, class_names=class_names, value_range=value_range)
+
+
+def number_of(key: str, seed: int) -> float:
+    """A number from 0 to below 1 that follows from a name and the seed alone (BLAKE2b)."""
+    digest = hashlib.blake2b(f"{seed} {key}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def split(
+    keys: Sequence[str],
+    labels: Sequence[int],
+    parts: Sequence[str],
+    test_fraction: float,
+    validation_fraction: float,
+    seed: int,
+) -> tuple[list[str], list[int]]:
+    """Chooses test images and validation images among training images, where the data set has none.
+
+    Each key has a number from 0 to 1, `number_of(key, seed)`. Images whose number is below `test_fraction` are for
+    testing, whichever other images there are: so no test image becomes a training image when images are added. Of the
+    other images, those with the lowest numbers are for validation. Images with one key stay together. The exception:
+    of a class that would keep fewer than two training images, those with the lowest numbers are held out as long as two
+    are left.
 
     Args:
-        data: `Images`.
-        fraction: float between 0 and 1, the size of the second part.
+        keys: str, the name or group of each image.
+        labels: int, the class of each image.
+        parts: `"train"`, `"validation"` or `"test"` of each image, as the data set has them. If there is no test image,
+            or no validation image, they are chosen among the training images.
+        test_fraction: float between 0 and 1.
+        validation_fraction: float between 0 and 1, of the images that are not for testing.
         seed: int.
 
     Returns:
-        Tuple of two `Images`, the first part and the second part, both in the given order.
+        Tuple of the new parts, and the indices of images that are for training, though their numbers are below
+        `test_fraction`, since their classes have too few.
 
     Raises:
-        InputError: if no class has three images or more.
+        InputError: if no image would be for testing, or none for validation.
     """
-    generator = np.random.default_rng((seed, 0))
-    second = np.zeros(len(data.labels), bool)
-    for label in np.unique(data.labels):
-        members = np.flatnonzero(data.labels == label)
-        count = min(max(round(len(members) * fraction), 1), max(len(members) - 2, 0))
-        second[generator.permutation(members)[:count]] = True
-    if not second.any():
-        raise InputError(
-            "`DATASET` must have a class with at least four images (three, if it has train/ and test/), so that some "
-            f"can be held out for validation. Received: at most {np.bincount(data.labels).max()} in a class"
-        )
-    return Images(*(part[~second] for part in data)), Images(*(part[second] for part in data))
+    parts = list(parts)
+    members = defaultdict(list)  # (number, key, class) -> indices of its training images
+    for index, (key, label, part) in enumerate(zip(keys, labels, parts, strict=True)):
+        if part == TRAIN:
+            members[number_of(key, seed), key, label].append(index)
+    left = Counter(label for label, part in zip(labels, parts, strict=True) if part == TRAIN)  # of each class
+    ordered, kept, full = sorted(members), [], set()
+
+    def hold_out(member, part):
+        """Gives images to a part, unless their class would keep fewer than two, or had to keep some before."""
+        label, indices = member[2], members[member]
+        if label in full or left[label] - len(indices) < 2:
+            full.add(label)
+            return 0
+        left[label] -= len(indices)
+        for index in indices:
+            parts[index] = part
+        return len(indices)
+
+    if TEST not in parts:
+        below = [member for member in ordered if member[0] < test_fraction]
+        kept = [index for member in below if not hold_out(member, TEST) for index in members[member]]
+        ordered = ordered[len(below) :]
+        if TEST not in parts:
+            names = len({key for _, key, _ in members})
+            raise InputError(
+                f"`TEST_FRACTION` must be larger, or `SEED` another one: of {len(parts):,} images with {names:,} "
+                f"different names or groups, none is for testing. Received: {test_fraction} and {seed}"
+            )
+    if VALIDATION not in parts:
+        missing, last = max(1, round(validation_fraction * left.total())), None
+        for member in ordered:
+            if missing <= 0 and member[1] != last:  # the same key in other classes stays together
+                break
+            missing, last = missing - hold_out(member, VALIDATION), member[1]
+        if VALIDATION not in parts:
+            raise InputError(
+                "`DATASET` must have more images, so that some can be held out for validation and each class keeps two "
+                f"for training. Received: at most {max(left.values(), default=0)} training images in a class"
+            )
+    return parts, sorted(kept)
+
+
+def repeated_images(digests: Sequence[bytes], parts: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of equal images of which one is for testing and the other is not, or one for validation, one for training.
+
+    Args:
+        digests: a checksum of each image's pixels.
+        parts: the part of each image.
+
+    Returns:
+        list of (image to leave out, equal image that stays). The test image stays; of the others, that for validation.
+    """
+    rank = {part: place for place, part in enumerate(reversed(PARTS))}  # test, validation, train
+    stays = {}
+    for index in sorted(range(len(parts)), key=lambda index: rank[parts[index]]):
+        stays.setdefault(digests[index], index)
+    first = [stays[digest] for digest in digests]
+    return [(index, other) for index, other in enumerate(first) if parts[index] != parts[other]]
 
 
 def sample(data: Images, count: int, seed: int) -> Images:

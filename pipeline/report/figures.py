@@ -1,7 +1,6 @@
 """Figures of a run: training curves, confusion matrix, map of the embeddings, nearest neighbours."""
 
 import os
-import warnings
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,6 +10,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 from pipeline.data.splits import Images
 from pipeline.files import atomic_path
+from pipeline.report.class_labels import display_width, drawing
 
 CORRECT, WRONG = "tab:green", "tab:red"
 
@@ -54,26 +54,27 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, class_names: lis
     """
     few = len(class_names) <= 30  # with more, names and numbers would overlap
     side = 3 + 0.6 * len(class_names) if few else 12
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    display = ConfusionMatrixDisplay.from_predictions(
-        labels,
-        predicted,
-        labels=np.arange(len(class_names)),
-        display_labels=[_escaped(name) for name in class_names],
-        normalize="true",
-        include_values=few,
-        values_format=".0%",
-        xticks_rotation="vertical",
-        cmap="Blues",
-        colorbar=not few,
-        ax=axes,
-    )
-    if not few:
-        display.ax_.set(xticks=[], yticks=[])
-    title = f"Test images: {np.mean(labels == predicted):.1%} correct"
-    axes.set(title=title, xlabel="predicted class", ylabel="true class")
-    _save(figure, path)
+    with drawing(class_names) as names:
+        figure = Figure(figsize=(side + 1, side), layout="constrained")
+        axes = figure.subplots()
+        display = ConfusionMatrixDisplay.from_predictions(
+            labels,
+            predicted,
+            labels=np.arange(len(class_names)),
+            display_labels=names,
+            normalize="true",
+            include_values=few,
+            values_format=".0%",
+            xticks_rotation="vertical",
+            cmap="Blues",
+            colorbar=not few,
+            ax=axes,
+        )
+        if not few:
+            display.ax_.set(xticks=[], yticks=[])
+        title = f"Test images: {np.mean(labels == predicted):.1%} correct"
+        axes.set(title=title, xlabel="predicted class", ylabel="true class")
+        _save(figure, path)
 
 
 def embedding_map(
@@ -108,12 +109,13 @@ def embedding_map(
         else:
             title += " (too few images for t-SNE)"
         axes.set(title=title, xticks=[], yticks=[])
-    if len(class_names) <= 30:
-        for name, colour in zip(class_names, colours, strict=True):
-            axes.scatter([], [], s=30, color=colour, label=" " + _escaped(name))  # a leading "_" would hide it
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(f"t-SNE of the embeddings of {len(shown):,} test images, coloured by class")
-    _save(figure, path)
+    with drawing(class_names) as names:
+        if len(names) <= 30:
+            for name, colour in zip(names, colours, strict=True):
+                axes.scatter([], [], s=30, color=colour, label=" " + name)  # a leading "_" would hide it
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        _save(figure, path)
 
 
 def neighbour_page(
@@ -153,32 +155,35 @@ def neighbour_page(
     columns, heights = min(8, indices.shape[1]), [len(part) for part in parts.values()]
     figure = Figure(figsize=(1.5 * (columns + 1.2), 1.6 * sum(heights) + 0.6 * len(parts)), layout="constrained")
     subfigures = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for subfigure, (title, queries) in zip(subfigures, parts.items(), strict=True):
-        subfigure.suptitle(
-            f"{title} (left; → predicted class) and their nearest training images (green: the same class)", fontsize=10
-        )
-        grid = subfigure.subplots(len(queries), columns + 1, squeeze=False)
-        for row, query in zip(grid, queries, strict=True):
-            verdict = CORRECT if predicted[query] == test.labels[query] else WRONG
-            _show(row[0], test.images[query], "black", class_names[test.labels[query]])
-            row[0].set_xlabel(f"→ {_escaped(class_names[predicted[query]])}", color=verdict, fontsize=8)
-            for axes, reference in zip(row[1:], indices[query], strict=False):
-                same = train.labels[reference] == test.labels[query]
-                _show(axes, train.images[reference], CORRECT if same else WRONG, class_names[train.labels[reference]])
-    _save(figure, path)
+    with drawing(class_names) as names:
+        for subfigure, (title, queries) in zip(subfigures, parts.items(), strict=True):
+            subfigure.suptitle(
+                f"{title} (left; → predicted class) and their nearest training images (green: the same class)",
+                fontsize=10,
+            )
+            grid = subfigure.subplots(len(queries), columns + 1, squeeze=False)
+            for row, query in zip(grid, queries, strict=True):
+                verdict = CORRECT if predicted[query] == test.labels[query] else WRONG
+                _show(row[0], test.images[query], "black", names[test.labels[query]])
+                answer = f"→ {names[predicted[query]]}"
+                row[0].set_xlabel(answer, color=verdict, fontsize=_font_size(answer))
+                for axes, reference in zip(row[1:], indices[query], strict=False):
+                    same = train.labels[reference] == test.labels[query]
+                    _show(axes, train.images[reference], CORRECT if same else WRONG, names[train.labels[reference]])
+        _save(figure, path)
 
 
 def _show(axes, image, frame, title):
     axes.imshow(image.transpose(1, 2, 0))
-    axes.set_title(_escaped(title), fontsize=8)
+    axes.set_title(title, fontsize=_font_size(title))
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color=frame, linewidth=3)
 
 
-def _escaped(name):
-    """A class name whose `$` Matplotlib does not interpret as a formula."""
-    return name.replace("$", r"\$")
+def _font_size(name):
+    """The font size, in points, at which a name is hardly wider than an image of the page."""
+    return 8 * min(1, 24 / display_width(name))
 
 
 def _class_colours(count):
@@ -187,7 +192,5 @@ def _class_colours(count):
 
 
 def _save(figure, path):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks; boxes are drawn
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=120)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -9,22 +9,28 @@ import contextlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.downloads import NO_DOWNLOAD
 from pipeline.errors import InputError
+from pipeline.settings.devices import why_no_gpu
 
+BACKENDS = ("tensorflow", "jax", "torch")
 SETTINGS_FILE = Path(__file__).resolve().parents[2] / "keras.json"
 
 
 def apply() -> None:
     """Imports Keras with the settings of `keras.json`. Call it before anything else imports Keras.
 
-    The environment variable `KERAS_BACKEND` wins over the file's `backend`, as it does in Keras.
+    The environment variable `KERAS_BACKEND` wins over the file's `backend`, as it does in Keras. GPU memory is taken as
+    it is needed, unless the user's environment says otherwise.
 
     Raises:
-        InputError: if `keras.json` cannot be read or has a missing or wrong setting, or the backend is not installed.
+        InputError: if `keras.json` cannot be read or has a missing or wrong setting, the backend is not installed or is
+            not the one that this notebook already uses, or Keras cannot be imported; the message has the reason.
     """
     try:
         settings = json.loads(SETTINGS_FILE.read_text(encoding="utf-8"))
@@ -38,15 +44,25 @@ def apply() -> None:
             f"Received: {type(error).__name__}: {error}"
         ) from error
 
+    if backend not in BACKENDS or find_spec(backend) is None:
+        raise InputError(f"`KERAS_BACKEND` must be one of {', '.join(BACKENDS)}, and installed. Received: {backend}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides notes; TensorFlow raises its errors
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # or TensorFlow has no channels-first convolution on the CPU
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         with _quiet_standard_error():
             import keras
-    except (ImportError, ValueError) as error:  # not installed, or unknown to Keras
+    except Exception as error:  # a broken or half installed package raises whatever it meets
+        place = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(
-            f"`KERAS_BACKEND` must name an installed backend: tensorflow, jax or torch. Received: {backend} ({error})"
+            f"Keras and {backend} must be importable; to repair them: pip install --upgrade -r requirements.txt. "
+            f"Received: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
         ) from error
+    if keras.backend.backend() != backend:
+        used = keras.backend.backend()
+        raise InputError(f"`KERAS_BACKEND` must stay {used} until the notebook is restarted. Received: {backend}")
     try:
         with _quiet_standard_error():
             keras.config.set_image_data_format(image_data_format)
@@ -78,8 +94,11 @@ def set_precision(precision: str, image_size: int) -> str:
         raise InputError(f'`PRECISION` must be "auto" or "float32" on a machine without a GPU. Received: {precision!r}')
     policy = ("float32" if on_cpu else "mixed_float16") if precision == "auto" else precision
     keras.config.set_dtype_policy(policy)
-    device = "the CPU (no GPU found)" if on_cpu else "a GPU"
-    print(f"Keras {keras.__version__} on {keras.backend.backend()}, on {device}, with precision {policy}")
+    backend, device = keras.backend.backend(), "the CPU (no GPU found)" if on_cpu else "a GPU"
+    print(f"Keras {keras.__version__} on {backend}, on {device}, with precision {policy}")
+    reason = why_no_gpu(backend) if on_cpu else ""
+    if reason:
+        print(f"Warning: this machine has an NVIDIA GPU that {backend} does not use. {reason}")
     if on_cpu and image_size > 64:
         print(
             f"Warning: without a GPU, training at IMAGE_SIZE = {image_size} may take days. A smaller --image-size is "
@@ -90,7 +109,7 @@ def set_precision(precision: str, image_size: int) -> str:
     except Exception as error:  # each backend raises a type of its own
         raise InputError(
             "`KERAS_BACKEND` must be a backend with channels-first convolutions on this machine, such as jax "
-            f"(pip install jax; export KERAS_BACKEND=jax). Received: {keras.backend.backend()} ({str(error)[:200]})"
+            f"(pip install jax; export KERAS_BACKEND=jax). Received: {backend} ({str(error)[:200]})"
         ) from error
     return policy
 

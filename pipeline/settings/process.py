@@ -1,8 +1,10 @@
-"""How the process ends: exit codes, signals, closed output and failing disks, each with one sentence."""
+"""How the process ends: exit codes, signals, closed output, failing disks, no memory, each with one sentence."""
 
+import builtins
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -11,61 +13,110 @@ from pathlib import Path
 
 from pipeline.errors import InputError, Interrupted
 
-NO_SPACE_OR_ACCESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-DEVICE_FAILED = (errno.EIO, errno.ENODEV, errno.ESTALE)  # the disk, the terminal or the network behind them
+NO_SPACE_OR_ACCESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# The disk, the terminal or the network behind them; or the system's limit of open files.
+DEVICE_FAILED = (errno.EIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
 SIGPIPE = 13  # also on systems that have no such signal
+# What stops training with a checkpoint: besides Ctrl-C, Docker's and Slurm's SIGTERM, the SIGUSR1 that Slurm sends
+# before its time limit, and the end of an ssh session.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+# Words in the errors of NumPy, TensorFlow, JAX, PyTorch, CUDA and the system when memory runs out.
+OUT_OF_MEMORY = re.compile(
+    "out of memory|resource ?_?exhausted|OOM when allocating|can't allocate memory|cannot allocate memory|"
+    "not enough memory|unable to allocate|failed to allocate|bad_alloc|STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+OWN_MODULES = ("pipeline", "fine_tune_model", "triplet_loss_functions")
+_at_end = []  # functions that `run` calls when the main function has ended
 
 
 def run(main: Callable[[], object]) -> None:
     """Runs `main`; where it is stopped early, prints one sentence and ends the process.
 
-    The exit code is 2 for `InputError` and for a disk that fails, and 128 plus the signal's number for Ctrl-C, SIGTERM
-    and a closed standard output (`| head`).
+    The exit code is 2 for `InputError`, for a missing package, for a disk that fails and for too little memory, and 128
+    plus the signal's number for `STOP_SIGNALS` and a closed standard output (`| head`).
     """
     name = Path(sys.argv[0]).name
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
-        # Names that the terminal's encoding does not have are escaped; each line appears at once, in a file too.
-        stream.reconfigure(errors="backslashreplace", line_buffering=True)
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            # Names that the terminal's encoding does not have are escaped; each line appears at once, in a file too.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    if not in_notebook():  # the figures need no window, and a notebook's own backend may be missing here
+        os.environ["MPLBACKEND"] = "agg"
     try:
         main()
         sys.stdout.flush()
         return
-    except InputError as error:
-        _print_error(f"{name}: {error}")
-        code = 2
-    except Interrupted as error:
-        if error.saved:
-            _print_error("Stopped. A checkpoint was saved: run the same command to resume.")
-        else:
-            _print_error("Stopped. The weights were not finite and were not saved: lower LEARNING_RATE.")
-        code = 128 + error.signal_number
-    except KeyboardInterrupt:
-        _print_error("Stopped. The same command resumes from the last checkpoint, if there is one.")
-        code = 128 + signal.SIGINT
-    except BrokenPipeError:
-        _print_error("Stopped: the output was closed. The same command resumes from the last checkpoint.")
-        code = 128 + SIGPIPE
-    except OSError as error:
-        if error.errno not in NO_SPACE_OR_ACCESS + DEVICE_FAILED:
+    except BaseException as error:
+        ending = _ending(error)
+        if ending is None:
             raise
-        _print_error(
-            f"{name}: the disks of `RUN_FOLDER`, `DATASET` and the output must be accessible and have free space. "
-            f"Received: {error}"
-        )
-        code = 2
+    finally:
+        while _at_end:
+            _at_end.pop()()
+    code, sentence = ending
+    _print_error(f"{name}: {sentence}" if code == 2 else sentence)
     _flush(sys.stdout)
     sys.exit(code)
+
+
+def _ending(error: BaseException) -> tuple[int, str] | None:
+    """The exit code and the sentence for an exception, None for one that is a bug or SystemExit."""
+    match error:
+        case InputError():
+            return 2, str(error)
+        case Interrupted(saved=True):
+            return 128 + error.signal_number, "Stopped. A checkpoint was saved: run the same command to resume."
+        case Interrupted():
+            reason = "The weights were not finite and were not saved: lower LEARNING_RATE."
+            return 128 + error.signal_number, f"Stopped. {reason}"
+        case KeyboardInterrupt():
+            resumes = "The same command resumes from the last checkpoint, if there is one."
+            return 128 + signal.SIGINT, f"Stopped. {resumes}"
+        case BrokenPipeError():
+            return 128 + SIGPIPE, "Stopped: the output was closed. The same command resumes from the last checkpoint."
+        case OSError(errno=number) if number in NO_SPACE_OR_ACCESS + DEVICE_FAILED:
+            rule = "the disks of `RUN_FOLDER`, `DATASET` and the output must be accessible and have free space"
+            return 2, f"{rule}. Received: {error}"
+        case ModuleNotFoundError(name=str(module)) if module.partition(".")[0] not in OWN_MODULES:
+            return 2, f"the package {module} must be installed: pip install -r requirements.txt"
+        case Exception() if is_out_of_memory(error):
+            rule = "`IMAGES_PER_CLASS` or `IMAGE_SIZE` must be smaller, since memory ran out"
+            return 2, f"{rule}. Received: {in_short(error)}"
+    return None
+
+
+def at_end(function: Callable[[], object]) -> None:
+    """Calls a function when the main function has ended: in a notebook, the process lives on."""
+    _at_end.append(function)
+
+
+def in_notebook() -> bool:
+    """Whether the process is one of IPython, which a notebook or `%run` keeps using afterwards."""
+    return hasattr(builtins, "__IPYTHON__")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of any backend, or of NumPy, means that the host's or the GPU's memory ran out."""
+    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"))
+
+
+def in_short(error: BaseException) -> str:
+    """The type of an error and the beginning of its message, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:150]
 
 
 @contextlib.contextmanager
 def silent_interrupts() -> Iterator[None]:
     """Lets Ctrl-C end the process at once and silently, as the system does by default.
 
-    It is for slow imports, in which extension modules may turn KeyboardInterrupt into an ImportError, or ignore it.
+    It is for slow imports, in which extension modules may turn KeyboardInterrupt into an ImportError, or ignore it. The
+    process of a notebook must survive, so there it does nothing.
     """
     previous = signal.getsignal(signal.SIGINT)
-    if previous is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if previous is not signal.default_int_handler or not is_main_thread or in_notebook():
         yield
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -77,10 +128,10 @@ def silent_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_requests(request_stop: Callable[[int], None]) -> Iterator[None]:
-    """Turns Ctrl-C, SIGTERM and a closed standard output into a call of `request_stop(signal_number)`.
+    """Turns `STOP_SIGNALS` and a closed standard output into a call of `request_stop(signal_number)`.
 
-    A second Ctrl-C or SIGTERM raises KeyboardInterrupt. Outside the main thread, which alone receives signals, it does
-    nothing.
+    A second signal raises KeyboardInterrupt. SIGHUP stays ignored under `nohup`. Outside the main thread, which alone
+    receives signals, it does nothing.
     """
     requested = []
 
@@ -95,7 +146,9 @@ def stop_requests(request_stop: Callable[[int], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    under_nohup = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    handled = [number for number in STOP_SIGNALS if not (under_nohup and number == signal.SIGHUP)]
+    previous = {number: signal.signal(number, handle) for number in handled}
     try:
         with contextlib.redirect_stdout(_Output(sys.stdout, request_stop)):
             yield

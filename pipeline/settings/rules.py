@@ -2,10 +2,13 @@
 
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pipeline.data.folders import BUILT_IN_DATASETS, check_folder
+from pipeline.data.csv_files import list_csv
+from pipeline.data.folders import check_folder
+from pipeline.data.image_list import BUILT_IN_DATASETS
 from pipeline.errors import InputError
 from pipeline.settings.backbones import BACKBONES
 
@@ -20,12 +23,14 @@ class Rule(NamedTuple):
         allows: function of a value of that type; False if the value is not allowed.
         words: what is allowed, for the error message.
         metavar: what `--help` shows in place of a value.
+        is_path: whether `~` and variables such as `$HOME` are expanded in it.
     """
 
     kind: type
     allows: Callable[[Any], bool]
     words: str
     metavar: str
+    is_path: bool = False
 
 
 def _integer_from(least):
@@ -49,6 +54,21 @@ def _is_path(text):
         return False
 
 
+def _expanded(path):
+    """A path with the home folder in place of `~`, and the values of variables, unless it exists as it is written."""
+    return path if os.path.lexists(path) else os.path.expandvars(os.path.expanduser(path))
+
+
+def _unset_variable(path):
+    """Whether an expanded path still begins with `~` or has `$NAME`, which no shell and no variable has replaced."""
+    return not os.path.lexists(path) and bool(re.match(r"~|.*\$(\w+|\{\w+\})", path))
+
+
+def _is_images(path):
+    """Whether a path is a folder or a CSV file."""
+    return os.path.isdir(path) or (os.path.isfile(path) and path.lower().endswith((".csv", ".tsv")))
+
+
 def _is_weights_file(path):
     """Whether a file starts like HDF5 or like the zip archive that a `.keras` file is; False if it does not exist."""
     try:
@@ -61,15 +81,17 @@ def _is_weights_file(path):
 RULES = {
     "DATASET": Rule(
         str,
-        lambda value: value in BUILT_IN_DATASETS or (_is_path(value) and os.path.isdir(value)),
-        '"cifar10", "digits", or the path of an existing folder of images',
+        lambda value: value in BUILT_IN_DATASETS or (_is_path(value) and _is_images(value)),
+        '"cifar10", "digits", or the path of an existing folder of images, or of a CSV file',
         "cifar10|digits|PATH",
+        is_path=True,
     ),
     "TEST_FRACTION": _number_between(0, 1),
     "VALIDATION_FRACTION": _number_between(0, 1),
     "IMAGE_SIZE": _integer_from(8),
     "FIT": _one_of("scale", "pad"),
     "UNREADABLE_IMAGES": _one_of("stop", "skip"),
+    "SMALL_CLASSES": _one_of("stop", "skip"),
     "AUGMENT": _one_of("none", "shift", "shift_flip"),
     "BACKBONE": Rule(str, lambda value: value in BACKBONES, f"one of {', '.join(BACKBONES)}", "NAME"),
     "WEIGHTS": Rule(
@@ -77,6 +99,7 @@ RULES = {
         lambda value: value in ("imagenet", "none") or _is_weights_file(value),
         '"imagenet", "none", or the path of an existing weights file (HDF5 or .keras)',
         "imagenet|none|PATH",
+        is_path=True,
     ),
     "FROZEN_LAYERS": _integer_from(0),
     "EMBEDDING_SIZE": _integer_from(2),
@@ -93,7 +116,13 @@ RULES = {
     "SEED": Rule(int, lambda value: 0 <= value < 2**31, "an integer from 0 to below 2**31", "INT"),
     "CHECKPOINT_MINUTES": _number_between(0, 1e6),
     "OVERWRITE": Rule(bool, lambda value: True, TYPE_NAMES[bool], ""),
-    "RUN_FOLDER": Rule(str, _is_path, "the path of a folder, new or of an earlier run", "PATH"),
+    "RUN_FOLDER": Rule(
+        str,
+        lambda value: _is_path(value) and not _unset_variable(value),
+        "the path of a folder, new or of an earlier run, without unset variables",
+        "PATH",
+        is_path=True,
+    ),
 }
 
 
@@ -125,6 +154,8 @@ def checked(name: str, value: Any, default: Any) -> Any:
             converted = value
     elif rule.kind is float and type(value) is int and abs(value) < 2**64:
         converted = float(value)
+    elif rule.is_path and isinstance(value, str) and _is_path(value):
+        converted = _expanded(value)
     is_kind = type(converted) is rule.kind and (rule.kind is not float or math.isfinite(converted))
     if not is_kind or not rule.allows(converted):
         raise InputError(f"`{name}` must be {rule.words}. Received: {value!r}")
@@ -155,5 +186,7 @@ def check_together(values: dict[str, Any]) -> None:
             "`WEIGHTS` must not be the model that this run replaces; choose another folder with --run-folder. "
             f"Received: {values['WEIGHTS']!r}"
         )
-    if values["DATASET"] not in BUILT_IN_DATASETS:
+    if os.path.isfile(values["DATASET"]):
+        list_csv(values["DATASET"])
+    elif values["DATASET"] not in BUILT_IN_DATASETS:
         check_folder(values["DATASET"], values["RUN_FOLDER"])

@@ -1,5 +1,6 @@
 """What happens around the training steps: validation by nearest neighbours, history, the remaining time."""
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from pipeline.data.batches import Batches
 from pipeline.data.splits import Images
 from pipeline.errors import InputError
 from pipeline.neighbours import predict_classes
+
+LINE_SECONDS = 60.0  # between lines of progress where there is no terminal and so no bar
 
 
 class HistoryFile(keras.callbacks.Callback):
@@ -28,7 +31,12 @@ class HistoryFile(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in (logs or {}).items()}})
         lines = [",".join(self.rows[0]), *(",".join(str(value) for value in row.values()) for row in self.rows)]
-        files.write_text(self.path, "\n".join(lines) + "\n")
+        try:
+            files.write_text(self.path, "\n".join(lines) + "\n")
+        except InputError as error:
+            if not files.is_held(error.__cause__):
+                raise
+            print(f"\nWarning: {error.__cause__}; the history is written again after the next epoch.")
 
     def columns(self) -> dict[str, list[float]]:
         """The values of each quantity, one an epoch."""
@@ -117,6 +125,8 @@ class NearestNeighbourAccuracy(keras.callbacks.Callback):
 class TimeEstimate(keras.callbacks.Callback):
     """Prints after the first steps how long training will take, without the validation after each epoch.
 
+    Where there is no terminal, and so no progress bar, it prints the position and the time left once a minute.
+
     Args:
         batches: `Batches` for training.
         warm_up: int, first steps that are not measured: compilation, and filling the input pipeline.
@@ -127,26 +137,51 @@ class TimeEstimate(keras.callbacks.Callback):
         super().__init__()
         self.batches, self.warm_up, self.seconds = batches, warm_up, seconds
         self.steps, self.measured, self.start, self.printed = 0, 0, 0.0, False
+        self.last_line = time.perf_counter()
 
     def on_epoch_begin(self, epoch, logs=None):
         self.measured, self.start = 0, time.perf_counter()  # without what happened after the previous epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.printed:
+        now, is_last = time.perf_counter(), batch + 1 == len(self.batches)
+        line_due = not sys.stdout.isatty() and now - self.last_line >= LINE_SECONDS and not is_last
+        if self.printed and not line_due:
+            self.steps, self.measured = self.steps + 1, self.measured + 1
             return
-        float((logs or {}).get("loss", 0))  # waits for the device, which runs asynchronously
+        loss = float((logs or {}).get("loss", 0))  # waits for the device, which runs asynchronously
+        now = time.perf_counter()
         self.steps += 1
         if self.steps <= self.warm_up:
-            self.start = time.perf_counter()
+            self.start = now
+        else:
+            self.measured += 1
+        estimated = not self.printed and self.measured and (now - self.start >= self.seconds or is_last)
+        if not (estimated or line_due):
             return
-        self.measured += 1
-        if time.perf_counter() - self.start >= self.seconds or batch + 1 == len(self.batches):
-            per_step = (time.perf_counter() - self.start) / self.measured
+        position = f"epoch {self.batches.epoch + 1}, step {self.batches.first_batch + batch + 1}, loss {loss:.4f}; "
+        if self.measured:
+            per_step = (now - self.start) / self.measured
             per_epoch = self.batches.first_batch + len(self.batches)
             left = len(self.batches) - batch - 1 + per_epoch * (self.params["epochs"] - self.batches.epoch - 1)
-            remaining = duration(left * per_step)
-            print(f"\nTime left for training, without validation: {remaining}, at {per_step:.2g} s per step")
+            remaining = f"{duration(left * per_step)}, at {per_step:.2g} s per step"
+            print(f"\n{position * line_due}Time left for training, without validation: {remaining}")
             self.printed = True
+        else:
+            print(f"\n{position}the first steps take longer")
+        self.last_line = now
+
+
+class PredictionProgress(keras.callbacks.Callback):
+    """Prints once a minute how far a long prediction is."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.count, self.last_line = count, time.perf_counter()
+
+    def on_predict_batch_end(self, batch, logs=None):
+        if time.perf_counter() - self.last_line >= LINE_SECONDS:
+            self.last_line = time.perf_counter()
+            print(f"Embedding: {batch + 1:,} of {self.count:,} batches")
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from pipeline.data.batches import Batches
 from pipeline.errors import InputError, Interrupted
 from pipeline.run_folder import checkpoint_paths, remove_checkpoints
 from pipeline.settings import process
+from pipeline.training import memory
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -60,14 +61,21 @@ class Checkpoints(keras.callbacks.Callback):
 
         Raises:
             Interrupted: if training was asked to stop.
-            InputError: if a checkpoint cannot be written.
+            InputError: if a checkpoint cannot be written, or a batch does not fit into memory.
         """
-        verbose = 1 if sys.stdout.isatty() else 2
+        verbose, error = 1 if sys.stdout.isatty() else 2, ""
         with process.stop_requests(self.request_stop):
             # Keras fixes the number of batches for all epochs of one `fit`, and a resumed epoch has fewer.
             while self.epochs_left(epochs):
                 settings = {"initial_epoch": self.batches.epoch, "epochs": epochs, "shuffle": False, "verbose": verbose}
-                self.trained.fit(self.batches, callbacks=[*callbacks, self], **settings)
+                try:
+                    self.trained.fit(self.batches, callbacks=[*callbacks, self], **settings)
+                except Exception as raised:
+                    if not process.is_out_of_memory(raised):
+                        raise
+                    error = process.in_short(raised)
+                if error:  # outside of the block, which keeps the batch's tensors alive
+                    raise InputError(memory.explanation(self.trained, self.batches, error))
 
     def epochs_left(self, epochs: int) -> bool:
         """Whether epochs are left to train, and no callback stopped training."""
@@ -119,7 +127,8 @@ class Checkpoints(keras.callbacks.Callback):
             Whether it was saved.
 
         Raises:
-            InputError: if it cannot be written, for example because the disk is full. Previous checkpoints are kept.
+            InputError: if it cannot be written, for example because the disk is full; its cause is the `OSError`.
+                Previous checkpoints are kept.
         """
         arrays = {f"variable {name}": keras.ops.convert_to_numpy(each) for name, each in self._variables().items()}
         self.last_saved = time.monotonic()
@@ -165,7 +174,14 @@ class Checkpoints(keras.callbacks.Callback):
     def _save_if_due(self, epoch, batch, last=False):
         if last or self.stop_signal or time.monotonic() - self.last_saved >= self.seconds:
             self.model  # noqa: B018 - on JAX, reading this attribute updates the model's variables
-            saved = self.save(epoch, batch)
+            try:
+                saved = self.save(epoch, batch)
+            except InputError as error:
+                if last or self.stop_signal or not files.is_held(error.__cause__):
+                    raise
+                print(f"\nWarning: no checkpoint could be written ({error.__cause__}); the next try is in a minute.")
+                self.last_saved = time.monotonic() - self.seconds + min(60, self.seconds)
+                return
             if self.stop_signal:
                 raise Interrupted(self.stop_signal, saved)
 

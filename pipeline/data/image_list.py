@@ -1,0 +1,47 @@
+"""What a data set is made of: its image files, classes and parts. Standard library alone."""
+
+import unicodedata
+from pathlib import Path
+from typing import NamedTuple
+
+BUILT_IN_DATASETS = {"cifar10": 10, "digits": 10}  # name -> number of classes
+TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
+PART_OF = {  # usual name of a folder, or value of a CSV file's column `split` -> part
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("validation", "valid", "val"), VALIDATION),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
+
+
+class ImageList(NamedTuple):
+    """The image files of a data set.
+
+    Attributes:
+        source: path of the folder or CSV file.
+        class_names: sorted names of the classes; a label is an index into it.
+        paths: paths of the files.
+        labels: int, one for each path.
+        keys: str, one for each path: its group, else its name; images with one key are in one part.
+        parts: `"train"`, `"validation"` or `"test"`, one for each path; all `"train"` if the source is not split.
+        has_groups: whether some keys are groups.
+        problems: sentences about what cannot be used.
+    """
+
+    source: Path
+    class_names: list[str]
+    paths: list[Path]
+    labels: list[int]
+    keys: list[str]
+    parts: list[str]
+    has_groups: bool
+    problems: list[str]
+
+
+def normal_name(name: str) -> str:
+    """A name with accents composed (Unicode NFC), as Linux and Windows write them and macOS may not."""
+    return unicodedata.normalize("NFC", name)
+
+
+def has_control_characters(name: str) -> bool:
+    """Whether a name has control characters, or bytes that are not UTF-8 (as Python's surrogates)."""
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in name)

@@ -1,0 +1,125 @@
+"""One image file as pixels: which formats are read, and how they become RGB."""
+
+import contextlib
+import io
+import os
+import struct
+import threading
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+# Pillow's formats that are no photographs: drawings, icons, films, and data that it opens but cannot decode by itself.
+NO_PHOTOGRAPHS = {
+    *("BUFR", "CUR", "EPS", "FITS", "FLI", "FTEX", "GBR", "GRIB", "HDF5", "ICNS", "ICO", "IPTC", "MCIDAS", "MPEG"),
+    *("PIXAR", "QOI", "SPIDER", "VTF", "WMF", "XBM", "XPM", "XVTHUMB", "BLP", "DDS", "DCX", "PSD", "SUN"),
+}
+# EXIF's orientation -> how to turn the stored pixels. Not `ImageOps.exif_transpose`, which fails on corrupt metadata.
+TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LARGE = threading.Lock()  # images that take hundreds of megabytes are decoded one at a time
+
+Range = tuple[float, float]
+
+
+@lru_cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes, in lower case, of all photographs that Pillow can read; with pillow-heif installed, of HEIC too."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    registered = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in registered if name in Image.OPEN and name not in NO_PHOTOGRAPHS)
+
+
+def _opened(path):
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("not a regular file")  # reading from a pipe would wait forever
+    try:
+        return Image.open(path)
+    except Exception as error:  # such as a PNG text chunk that is corrupt or too large
+        content = None if getattr(error, "errno", None) else _png_without_metadata(path)
+        if content is None:
+            raise
+        return Image.open(content)
+
+
+def _png_without_metadata(path):
+    """A PNG file with no chunks except those of its pixels; None for another file."""
+    with open(path, "rb") as file:
+        signature, kept = file.read(8), []
+        if signature != b"\x89PNG\r\n\x1a\n":
+            return None
+        while len(header := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", header)
+            chunk = header + file.read(length + 4)
+            if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+                kept.append(chunk)
+    return io.BytesIO(signature + b"".join(kept))
+
+
+def header(path: str | os.PathLike) -> tuple[tuple[int, int], Range | None]:
+    """Displayed height and width of an image file, and the range of its values if they need more than 8 bits."""
+    with _opened(path) as image:
+        width, height = image.size
+        wide = image.mode.startswith("I") or image.mode == "F"
+        value_range = (float((values := _values(image)).min()), float(values.max())) if wide else None
+        return ((width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)), value_range
+
+
+def _orientation(image):
+    """EXIF's orientation, 5 to 8 with a turn of 90 degrees; 1 if the metadata are corrupt."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # Pillow raises many types
+        return 1
+
+
+def _values(image):
+    """Pixels of more than 8 bits; raises ValueError if some are not finite."""
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise ValueError("pixels must be finite numbers")
+    return values
+
+
+def rgb_pixels(path: str | os.PathLike, size: tuple[int, int], fit: str, value_range: Range | None) -> np.ndarray:
+    """An image file as uint8 RGB of shape `(3, height, width)`, resized to `size` as `fit` says."""
+    with _opened(path) as image, _LARGE if image.width * image.height > 2**26 else contextlib.nullcontext():
+        orientation = _orientation(image)
+        try:
+            image.load()
+        except Exception:  # perhaps because of metadata after the pixels
+            content = _png_without_metadata(path)
+            if content is None:
+                raise
+            image = Image.open(content)
+        if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip them, not scale
+            low, high = value_range or ((0, 1) if image.mode == "F" else (0, 65535))
+            scaled = (_values(image).astype("float64") - low) * (255 / ((high - low) or 1))
+            image = Image.fromarray(np.rint(scaled).clip(0, 255).astype("uint8"))
+        if orientation in TRANSPOSED:
+            image = image.transpose(TRANSPOSED[orientation])
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+        height, width = size
+        if image.size != (width, height):
+            if fit == "scale":
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+            else:
+                image.thumbnail((width, height), Image.Resampling.BILINEAR, reducing_gap=None)  # never enlarges
+                canvas = Image.new("RGB", (width, height))
+                canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+                image = canvas
+        return np.asarray(image).transpose(2, 0, 1)
