@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from matplotlib import font_manager, get_data_path, rcParams
+from matplotlib import font_manager, get_data_path, rc_context, rcParams
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
@@ -26,11 +26,12 @@ from pipeline.report.class_labels import (
 FONTS = Path(get_data_path(), "fonts", "ttf")  # Matplotlib's own
 K_WITH_HOOK = "ᶄ"  # DejaVu Sans lacks it, STIXGeneral has it, and Unicode knows no simpler form
 SCRIPT_G = "ℊ"  # likewise, but its simpler form is g
+ARROW = "⤀"  # DejaVu Sans lacks it; STIXGeneral and DejaVu Serif have it
 
 
-def entry(file, name):
+def entry(file, name, style="normal"):
     path = str(FONTS / file)
-    return dataclasses.replace(font_manager.ttfFontProperty(FT2Font(path)), fname=path, name=name)
+    return dataclasses.replace(font_manager.ttfFontProperty(FT2Font(path)), fname=path, name=name, style=style)
 
 
 @pytest.fixture
@@ -93,6 +94,9 @@ WITHOUT_OTHER_FONTS = {
     "\U000e0101": "#19",
     "x\u0489": "x\u0489",
     "\ue000": "#21",  # private use
+    "a\u0359": "a",  # an accent that DejaVu Sans lacks
+    "к\u0359": "#23",
+    "\u2800": "#24",  # a blank glyph
 }
 
 
@@ -134,6 +138,22 @@ def test_the_text_has_the_glyph_of_the_other_font(install, tmp_path):
         assert drawn != picture()
 
 
+def test_an_upright_font_is_preferred(install):
+    install([("STIXGeneral.ttf", "Slanted sans", "italic"), ("DejaVuSerif.ttf", "Upright serif")])
+    with drawing([ARROW]):
+        assert rcParams["font.family"][-1] == "Upright serif"
+
+
+def test_a_usual_font_with_few_characters_is_completed_by_matplotlibs_own(install, render):
+    install([("cmr10.ttf", "Few characters")])
+    with rc_context({"font.family": ["Few characters"]}):
+        assert render(["cat", "кот", "↪"]) == ["cat", "кот", "↪"]
+        assert render(["x" * 40]) == ["x" * 29 + "…"]
+        with drawing(["кот"]):
+            assert rcParams["font.family"][0] == "Few characters"
+    class_labels._fonts.cache_clear()
+
+
 @pytest.mark.parametrize("name", ["Last Resort High-Efficiency", ".LastResort", "Adobe Blank", ".hidden"])
 def test_fonts_of_boxes_are_not_used(name, install):
     install([("STIXGeneral.ttf", name)])
@@ -149,18 +169,19 @@ def test_fonts_that_are_blank_or_not_readable_are_not_used(install, monkeypatch,
     monkeypatch.setattr(
         class_labels, "_has_ink", lambda font, code: font.family_name not in blank and has_ink(font, code)
     )
-    arrow = "⤀"  # DejaVu Sans lacks it, the other two have it
-    with drawing([arrow]) as drawn:
+    with drawing([ARROW]) as drawn:
         assert rcParams["font.family"][-1] == "Other serif"
-    assert drawn == [arrow]
-    blank, arrow = ("STIXGeneral", "DejaVu Serif"), "⤁"
-    assert drawn_names([arrow]) == ["#0"]
+        assert "Colours alone" not in rcParams["font.family"]
+    assert drawn == [ARROW]
+    blank = ("STIXGeneral", "DejaVu Serif")
+    class_labels._fonts.cache_clear()
+    assert drawn_names([ARROW]) == ["#0"]
 
 
 def test_other_fonts_are_not_opened_if_the_usual_ones_suffice(install, monkeypatch):
     opened = []
     monkeypatch.setattr(class_labels, "_fonts_with", lambda missing: opened.append(missing) or {})
-    drawn_names(["cat", "crème", "گربه\u200cها", "кот"])
+    drawn_names(["a cat", "crème", "گربه\u200cها", "кот"])
     assert opened == []
     drawn_names(["猫"])
     assert opened == [{"猫"}]
@@ -193,10 +214,14 @@ def test_numbers_make_all_short_lists_of_texts_distinct():
                 assert numbered == list(texts)
 
 
-def test_800_names_that_no_font_has_are_numbered_in_time(install):
+def test_800_names_that_no_font_has_are_numbered(install):
     names = [chr(0x4E00 + number) * 3 for number in range(800)]
     assert drawn_names(names) == [f"#{number}" for number in range(800)]
     assert drawn_names(names[::-1]) == [f"#{number}" for number in range(800)]
+
+
+def test_a_name_that_looks_like_a_number_is_not_explained():
+    assert replaced_names(["#0", "cat #1"]) == {}
 
 
 def test_long_texts_are_cut_to_their_width():

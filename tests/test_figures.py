@@ -269,6 +269,18 @@ def test_class_names_that_cannot_be_drawn_as_they_are_written_stay_distinct(draw
     assert [name for name in legend if name in drawn] == drawn
 
 
+def test_long_names_on_the_page_do_not_overlap(draw):
+    names = ["cat", "a name of thirty characters ok", "another name of some characters, and more"]
+    labels = np.arange(3)
+    images = Images(np.zeros((3, 3, 6, 5), "uint8"), labels)
+    page = draw(figures.neighbour_page, images, labels, images, labels[:, None], names)
+    for axes in page.axes:
+        for text in (axes.title, axes.xaxis.label):
+            extent = text.get_window_extent()
+            assert extent.width < 1.5 * 120 and extent.x0 >= 0  # columns are 1.5 inches wide, of 120 dots
+        assert axes.get_title() != "cat" or axes.title.get_fontsize() == 8
+
+
 def test_page_and_map_are_reproducible_from_the_seed(draw):
     test, predicted, train, nearest = neighbour_data(9, 4, 1)
     names, embeddings = ["a", "b", "c"], np.random.default_rng(0).normal(size=(9, 3))

@@ -113,6 +113,7 @@ def test_of_800_classes_the_worst_are_printed_and_all_are_written(tmp_path, caps
     assert [re.split("  +", row)[0] for row in rows] == names
     end = text[text.index("Warning: one thing.") :]
     assert printed.rstrip().endswith(end.rstrip()) and end.count("\n") == 8
+    assert "\n\nWarning: one thing." in printed
     assert len(printed.splitlines()) < 50
     assert max(map(len, printed.splitlines())) < 120
     of_classes = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["classes after training"]

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.data.splits import Images, at_most
 
+MANY_USES = 20  # of an image in an epoch, from which on there is a warning
 Plan = Callable[[np.random.Generator], list[np.ndarray]]
 
 
@@ -85,7 +86,17 @@ def training_batches(
             f"Classes with fewer than IMAGES_PER_CLASS = {images_per_class} training images, which are repeated within "
             f"a batch: {', '.join(small[:20])}{' ...' * (len(small) > 20)}"
         )
-    return Batches(train, classes_and_images(train.labels, classes, images_per_class), seed, augment)
+    batches = Batches(train, classes_and_images(train.labels, classes, images_per_class), seed, augment)
+    uses = np.bincount(train.labels[np.concatenate(batches.batches)], minlength=len(class_names)) / counts
+    if uses.max() >= MANY_USES:
+        smallest, largest = uses.argmax(), uses.argmin()
+        print(
+            f"Warning: the classes are imbalanced. To fill the batches, an epoch uses each image of "
+            f"{class_names[smallest]} ({counts[smallest]:,} images) {uses.max():,.0f} times, each of "
+            f"{class_names[largest]} ({counts[largest]:,}) {uses.min():,.0f} times, so small classes may be overfitted. "
+            "More images of the small classes help, or fewer of the large ones, which also makes epochs shorter."
+        )
+    return batches
 
 
 def in_order(count: int, batch_size: int) -> Plan:

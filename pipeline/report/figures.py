@@ -182,8 +182,8 @@ def _show(axes, image, frame, title):
 
 
 def _font_size(name):
-    """The font size, in points, at which a name is hardly wider than an image of the page."""
-    return 8 * min(1, 24 / display_width(name))
+    """The font size, in points, at which the names of neighbouring images of the page do not overlap."""
+    return 8 * min(1, 20 / display_width(name))
 
 
 def _class_colours(count):

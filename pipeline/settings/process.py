@@ -103,8 +103,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def in_short(error: BaseException) -> str:
-    """The type of an error and the beginning of its message, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:150]
+    """The type of an error and its message, or the part of it about memory, in one short line."""
+    message = " ".join(str(error).split())
+    found = OUT_OF_MEMORY.search(message)
+    start = max(0, found.start() - 60) if found and found.start() > 100 else 0
+    return f"{type(error).__name__}: {'... ' * (start > 0)}{message[start : start + 150]}"
 
 
 @contextlib.contextmanager

@@ -1,11 +1,64 @@
-"""What to do when a training batch does not fit into memory."""
+"""Whether a training batch fits into memory, and what to do if it does not."""
 
 import gc
+import math
+import os
+import threading
+import warnings
+from pathlib import Path
 
 import keras
+import numpy as np
 
 from pipeline.data.batches import Batches
+from pipeline.errors import InputError
 from pipeline.settings import process
+
+# A training step needs some 50 to 400 times the memory of its images in float32. Where a batch would need more than is
+# free with the larger factor, a step with at most a sixteenth of it is measured first.
+LARGEST_FACTOR = 400
+PART = 16
+RULE = "`IMAGES_PER_CLASS` or `IMAGE_SIZE` must be smaller:"
+
+
+def check_first_batch(model: keras.Model, batches: Batches) -> None:
+    """Measures a step with a sixteenth of a batch, if a whole one may not fit into the memory of the host.
+
+    Where memory runs out on a CPU, the system kills the process, or TensorFlow crashes. A GPU raises an error instead,
+    for which there is `explanation`. The model's state is restored afterwards. On other systems than Linux it does
+    nothing.
+
+    Args:
+        model: compiled `keras.Model`.
+        batches: `Batches` for training.
+
+    Raises:
+        InputError: if the batch would not fit; the message says how many images would.
+    """
+    free = _free_memory()
+    images, labels = batches[0]
+    needed = 4 * LARGEST_FACTOR * images.size
+    if free is None or "cpu" not in str(keras.ops.zeros(1).device).lower() or needed < free:
+        return
+    count = max(2, min(len(labels) // PART, int(len(labels) * free / needed)))
+    variables = [
+        *model.variables,
+        *model.optimizer.variables,
+        *(v for metric in model.metrics for v in metric.variables),
+    ]
+    state = [np.array(keras.ops.convert_to_numpy(each)) for each in variables]
+    _step(model, images, labels, 2)  # loads the libraries
+    used = _highest_memory(lambda: _step(model, images, labels, count)) * len(labels) / count
+    for each, value in zip(variables, state, strict=True):
+        each.assign(value)
+    model.train_function = None  # or TensorFlow would train with a graph for batches of any size
+    if used > free:
+        per_row, divisor = _images_per_row(images), math.ceil(used / max(free, 1))
+        raise InputError(
+            f"{RULE} as a step with {per_row * count:,} images has shown, one with {per_row * len(labels):,} takes "
+            f"about {used / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free. Divide IMAGES_PER_CLASS by "
+            f"{divisor}."
+        )
 
 
 def explanation(model: keras.Model, batches: Batches, error: str) -> str:
@@ -17,19 +70,73 @@ def explanation(model: keras.Model, batches: Batches, error: str) -> str:
         error: str, what was raised.
     """
     images, labels = batches[0]
-    per_row = 3 if images.ndim == 5 else 1  # of a triplet
-    rule = f"a batch of {per_row * len(labels):,} images does not fit into memory"
-    divisor = 2
+    per_row, divisor = _images_per_row(images), 2
+    wrong = f"a batch of {per_row * len(labels):,} images does not fit into memory"
     while len(labels) // divisor >= 2:
         gc.collect()
         count = len(labels) // divisor
         try:
-            model.train_on_batch(images[:count], labels[:count])
+            _step(model, images, labels, count)
         except Exception as raised:
             if not process.is_out_of_memory(raised):
                 break
         else:
             advice = f"one of {per_row * count:,} does, as a step has shown: divide IMAGES_PER_CLASS by {divisor}"
-            return f"`IMAGES_PER_CLASS` or `IMAGE_SIZE` must be smaller: {rule}; {advice}. Received: {error}"
+            return f"{RULE} {wrong}; {advice}. Received: {error}"
         divisor *= 2
-    return f"`IMAGE_SIZE` must be smaller: {rule}, and no smaller one does. Received: {error}"
+    return f"`IMAGE_SIZE` must be smaller: {wrong}, and no smaller one does. Received: {error}"
+
+
+def _images_per_row(images):
+    return 3 if images.ndim == 5 else 1  # of a triplet
+
+
+def _step(model, images, labels, count):
+    with warnings.catch_warnings(action="ignore"):  # about the structure of the inputs
+        model.train_on_batch(images[:count], labels[:count])
+
+
+def _highest_memory(function):
+    """Bytes that a function adds to the memory of this process at its highest, seen every 2 ms."""
+    seen, done = [_memory()], threading.Event()
+
+    def watch():
+        while not done.wait(0.002):
+            seen.append(_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        function()
+    finally:
+        done.set()
+        watcher.join()
+    return max(seen) - seen[0]
+
+
+def _memory():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_memory():
+    """Bytes that this process can still take, None where that is unknown: of the machine, the container, the limit."""
+    try:
+        import resource
+
+        machine = Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]
+        limits = [int(machine) * 1024]
+        virtual = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if virtual != resource.RLIM_INFINITY:
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            limits.append(virtual - taken)
+    except (ImportError, OSError, IndexError, ValueError):
+        return None
+    for folder, limit, usage in (  # of a container: control groups, version 2 and version 1
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            limits.append(int(Path(folder, limit).read_text()) - int(Path(folder, usage).read_text()))
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+    return max(0, min(limits))
