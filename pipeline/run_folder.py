@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ RESULTS = ("embedding_model.keras", "references.npz")  # a run without them is n
 ADVICE = "choose another folder with --run-folder, or replace the run with --overwrite"
 # Constants whose paths may differ between two commands of one run: `start` compares what the paths hold.
 COMPARED_BY_CONTENT = {"DATASET": BUILT_IN_DATASETS, "WEIGHTS": ("imagenet", "none")}  # and values that are no paths
+FIRST_TIME = 3653 * 24 * 3600  # seconds, 1980 and a day: checkpoints and models, as zip files, know no earlier time
 _locks = {}  # path of a folder -> its lock file, open as long as the process lives
 
 
@@ -67,13 +69,16 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
         str.
 
     Raises:
-        InputError: if the folder is not writable, holds files that a run would replace but no run, or is in use by
-            another process; if it holds a run with other constants (the message names them) that has trained; or a
-            finished run without its model and references, and without a checkpoint from which to write them again.
+        InputError: if the clock is not set; if the folder is not writable, holds files that a run would replace but no
+            run, or is in use by another process; if it holds a run with other constants (the message names them) that
+            has trained; or a finished run without its model and references, and without a checkpoint from which to
+            write them again.
     """
     import tempfile  # slow to import, and not needed to report a wrong constant
 
     folder = Path(folder)
+    if (now := time.time()) < FIRST_TIME:
+        raise InputError(f"The clock of this machine must be set. Received: {time.ctime(now)}")
     try:
         existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
         tempfile.TemporaryFile(dir=existing).close()  # `os.access` answers yes too often

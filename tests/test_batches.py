@@ -209,6 +209,20 @@ def test_classes_with_fewer_than_k_images_are_named(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(("large", "warned"), [(70, False), (400, True)])
+def test_imbalanced_classes_are_named_with_the_uses_of_their_images(large, warned, capsys):
+    """Four images of one class fill as many groups of four as the other class has."""
+    train, class_names = images_of_classes(4, large)
+    batches = training_batches(train, class_names, "in_batch", 2, 4, seed=0, augment="none")
+    labels = np.concatenate([batches[number][1] for number in range(len(batches))])
+    uses = np.bincount(labels) / [4, large]
+    printed = capsys.readouterr().out
+    assert ("classes are imbalanced" in printed) == warned
+    if warned:
+        assert uses.round().tolist() == [100, 1]
+        assert "each image of class 0 (4 images) 100 times, each of class 1 (400) 1 times" in printed
+
+
 def test_triplets_for_the_merge_loss_are_as_many_as_the_images_of_a_batch_give(capsys):
     train, class_names = images_of_classes(9, 2, 6)  # fewer classes than P, and one with fewer images than K
     batches = training_batches(train, class_names, "merge", 5, 4, seed=0, augment="none")

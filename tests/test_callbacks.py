@@ -1,14 +1,22 @@
 """Validation by nearest neighbours, which keeps the best weights; the history; and the remaining time."""
 
+import errno
 import re
 
 import keras
 import numpy as np
 import pytest
 
+from pipeline import files
 from pipeline.data.splits import Images
 from pipeline.errors import InputError
-from pipeline.training.callbacks import HistoryFile, NearestNeighbourAccuracy, TimeEstimate, duration
+from pipeline.training.callbacks import (
+    HistoryFile,
+    NearestNeighbourAccuracy,
+    PredictionProgress,
+    TimeEstimate,
+    duration,
+)
 
 
 def tiny_model():
@@ -109,6 +117,50 @@ def test_the_time_per_step_excludes_what_happens_between_epochs(monkeypatch, cap
             estimate.on_train_batch_end(batch, {"loss": 1.0})
         now[0] += 40  # validation, checkpoints
     assert printed_seconds(capsys) == [12, 2]
+
+
+def test_without_a_terminal_a_line_a_minute_says_how_far_training_is(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    batches = Epoch(100, number=2, first_batch=50)
+    estimate = TimeEstimate(batches, warm_up=3, seconds=5.0)
+    estimate.set_params({"epochs": 4})
+    estimate.on_epoch_begin(2)
+    for batch in range(60):
+        now[0] += 70 if batch == 0 else 3
+        estimate.on_train_batch_end(batch, {"loss": 0.25})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert [line.split(";")[0].split(",")[:2] for line in lines] == [
+        ["epoch 3", " step 51"],
+        ["Time left for training", " without validation: 12 min"],
+        ["epoch 3", " step 75"],
+        ["epoch 3", " step 95"],
+    ]
+    assert lines[2].endswith("loss 0.2500; Time left for training, without validation: 11 min, at 3 s per step")
+
+
+def test_a_long_prediction_prints_a_line_a_minute(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    progress = PredictionProgress(200)
+    for batch in range(200):
+        now[0] += 1
+        progress.on_predict_batch_end(batch)
+    assert re.findall(r"\d+ of 200", capsys.readouterr().out) == ["60 of 200", "120 of 200", "180 of 200"]
+
+
+def test_a_history_that_another_program_holds_open_is_written_after_the_next_epoch(tmp_path, monkeypatch, capsys):
+    history = HistoryFile(tmp_path / "history.csv")
+
+    def held(path, text):
+        raise InputError("not writable") from PermissionError(errno.EACCES, "in use by another process")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_text", held)
+        history.on_epoch_end(0, {"loss": 0.5})
+    assert "in use by another process" in capsys.readouterr().out
+    history.on_epoch_end(1, {"loss": 0.25})
+    assert (tmp_path / "history.csv").read_text() == "epoch,loss\n1,0.5\n2,0.25\n"
 
 
 def test_durations_have_no_more_precision_than_is_known():

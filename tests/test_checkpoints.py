@@ -359,6 +359,41 @@ def test_a_disk_that_is_full_from_the_start_has_no_previous_checkpoint(tmp_path,
     assert names(tmp_path) == []
 
 
+def test_a_checkpoint_that_another_program_holds_open_is_written_later(tmp_path, monkeypatch, capsys):
+    """The first two attempts fail; training goes on, and the next one, or the last, is written."""
+    saves, savez = [], np.savez
+
+    def held(file, **arrays):
+        saves.append(file)
+        if len(saves) <= 2:
+            raise PermissionError(errno.EACCES, "in use by another process")
+        savez(file, **arrays)
+
+    monkeypatch.setattr(np, "savez", held)
+    training = Training(tmp_path, minutes=1e-9)
+    training.fit()
+    assert capsys.readouterr().out.count("no checkpoint could be written ([Errno 13] in use by another process)") == 2
+    assert len(saves) > 3 and len(checkpoint_names(tmp_path)) == 2
+    assert not Training(tmp_path).resume().checkpoints.epochs_left(EPOCHS)
+
+
+def test_a_batch_that_does_not_fit_into_memory_ends_in_one_sentence(tmp_path, monkeypatch):
+    training = Training(tmp_path)
+    steps = []
+
+    def fit(*given, **named):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 57489377384 bytes.")
+
+    def train_on_batch(images, labels):
+        steps.append(len(labels))
+
+    monkeypatch.setattr(training.model, "fit", fit)
+    monkeypatch.setattr(training.model, "train_on_batch", train_on_batch)
+    with pytest.raises(InputError, match=r"does not fit into memory; one of .*RESOURCE_EXHAUSTED"):
+        training.fit()
+    assert len(steps) == 1 and checkpoint_names(tmp_path) == []
+
+
 def test_weights_that_are_not_finite_are_never_saved(uninterrupted, tmp_path):
     training = Training(uninterrupted.killed_at(1, 3, tmp_path)).resume()
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -355,6 +355,18 @@ def test_everything_that_is_wrong_with_a_folder_is_named_at_once(tmp_path):
         read_images([tmp_path / "train" / "deux mots" / "0.png", tmp_path / "missing.png"], (9, 9))
 
 
+def test_what_stands_in_place_of_an_image_is_named(tmp_path):
+    contents = {
+        b"": "an empty file",
+        bytes(3000): "zeros",
+        b"version https://git-lfs.github.com/spec/v1\n": "git lfs pull",
+    }
+    for number, (content, named) in enumerate(contents.items()):
+        (tmp_path / f"{number}.jpg").write_bytes(content)
+        with pytest.raises(InputError, match=rf"{number}\.jpg: .*{named}"):
+            read_images([tmp_path / f"{number}.jpg"], (9, 9))
+
+
 def test_of_many_unreadable_files_the_first_are_named(tmp_path):
     for number in range(500):
         (tmp_path / f"{number}.png").write_text("")

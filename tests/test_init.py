@@ -201,6 +201,7 @@ def test_an_unfinished_run_is_not_resumed_with_other_images_weights_backend_or_p
     (tmp_path / "run").mkdir()
     text = json.dumps(constants)
     (tmp_path / "run" / "constants.json").write_text(text)
+    (tmp_path / "run" / "checkpoint-00001-0000000.npz").touch()
     write_images(tmp_path / "pictures", 20)
     (tmp_path / "pictures" / "upright" / "007.png").write_bytes((place / "pictures/upright/008.png").read_bytes())
     done = run_script("--dataset", "pictures", *FAST, cwd=tmp_path, **ON_THE_CPU)
@@ -234,7 +235,7 @@ def test_a_finished_run_is_overwritten_by_a_later_one_from_an_earlier_model(fini
     """The later run is the earlier one with another WEIGHTS alone, so it starts where that ended."""
     place, _ = finished
     run, second = place / "run", place / "second"
-    weights = ["--weights", "run/embedding_model.keras"]
+    weights = ["--dataset", "pictures", "--weights", "run/embedding_model.keras"]
     done = run_script("--constants", "second/constants.json", "--overwrite", *weights, cwd=place, **ON_THE_CPU)
     assert done.returncode == 0, done.stderr
     assert "Epoch 1/3" in done.stdout and "is finished" not in done.stdout

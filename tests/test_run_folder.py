@@ -143,6 +143,13 @@ def test_a_folder_that_is_not_writable_is_refused(tmp_path):
             attempt(tmp_path / "new")
 
 
+def test_a_clock_that_is_not_set_is_refused_before_training(tmp_path, monkeypatch):
+    """Model files are zip files, whose times begin in 1980."""
+    monkeypatch.setattr("time.time", lambda: 86400.0)
+    with pytest.raises(InputError, match=r"clock .* must be set.*1970"):
+        run_folder.finished_report(tmp_path, CONSTANTS)
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "taken").write_text("")
     for attempt in (start, lambda folder: run_folder.finished_report(folder, CONSTANTS)):

@@ -91,10 +91,10 @@ def training_batches(
     if uses.max() >= MANY_USES:
         smallest, largest = uses.argmax(), uses.argmin()
         print(
-            f"Warning: the classes are imbalanced. To fill the batches, an epoch uses each image of "
+            "Warning: the classes are imbalanced. To fill the batches, an epoch uses each image of "
             f"{class_names[smallest]} ({counts[smallest]:,} images) {uses.max():,.0f} times, each of "
-            f"{class_names[largest]} ({counts[largest]:,}) {uses.min():,.0f} times, so small classes may be overfitted. "
-            "More images of the small classes help, or fewer of the large ones, which also makes epochs shorter."
+            f"{class_names[largest]} ({counts[largest]:,}) {uses.min():,.0f} times, so that small classes overfit: "
+            "collect more images of them, or remove some of the large ones, which also makes epochs shorter."
         )
     return batches
 

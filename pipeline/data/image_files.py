@@ -96,7 +96,7 @@ def read_images(
     """
     decoded = _decode(paths, size, fit, value_range)
     if decoded.errors:
-        named = [f"{paths[number]}: {reason(error)}" for number, error in decoded.errors.items()]
+        named = [f"{paths[number]}: {reason(paths[number], error)}" for number, error in decoded.errors.items()]
         raise InputError(f"Every image file must be readable. Received:{in_lines(named)}")
     return decoded.images
 
@@ -109,8 +109,16 @@ def in_lines(sentences: Sequence[str]) -> str:
     return "".join(f"\n  {line}" for line in shown)
 
 
-def reason(error: Exception) -> str:
+def reason(path: str | os.PathLike, error: Exception) -> str:
     """What is wrong with a file that cannot be read, in a few words."""
+    if not os.path.isfile(path) or getattr(error, "errno", None):
+        return str(error)
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start.strip(b"\0"):
+        return "zeros in place of an image" if start else "an empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer in place of the image: git lfs pull"
     return str(error) or type(error).__name__
 
 

@@ -49,7 +49,7 @@ def read_listed(
     counts = Counter(labels[number] for number in used if parts[number] == TRAIN)
     small = [label for label in range(len(listed.class_names)) if counts[label] < 2]
     small_names = [f"{listed.class_names[label]} ({counts[label]})" for label in small]
-    unread = sorted(f"{paths[number]}: {reason(error)}" for number, error in decoded.errors.items())
+    unread = sorted(f"{paths[number]}: {reason(paths[number], error)}" for number, error in decoded.errors.items())
     if small and small_classes == "stop":
         wrong.append(
             "every class needs two training images; --small-classes skip leaves out those with fewer: "
