@@ -74,7 +74,6 @@ def main():
 
     keras.utils.set_random_seed(SEED)
     precision = keras_settings.set_precision(PRECISION, IMAGE_SIZE)
-    batch_size = CLASSES_PER_BATCH * IMAGES_PER_CLASS
 
     # Load and split the images.
     fractions = TEST_FRACTION, VALIDATION_FRACTION
@@ -90,7 +89,8 @@ def main():
     model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, frozen_layers, EMBEDDING_SIZE)
 
     def embed(images):
-        batches = Batches(images, in_order(len(images.labels), min(batch_size, 128)))
+        batch_size = min(CLASSES_PER_BATCH * IMAGES_PER_CLASS, 128)
+        batches = Batches(images, in_order(len(images.labels), batch_size))
         return model.predict(batches, verbose=0, callbacks=[PredictionProgress(len(batches))])
 
     # Start or resume the run, and measure how well the network does without training.

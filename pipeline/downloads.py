@@ -9,8 +9,10 @@ NO_DOWNLOAD = "To try the project without any download: python init.py --constan
 
 
 def cache_folder() -> Path:
-    """The folder into which Keras downloads weights and data sets."""
-    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    """The folder into which Keras downloads weights and data sets: in /tmp, if there is no writable home folder."""
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~")
+    folder = Path(home) if "KERAS_HOME" in os.environ else Path(home, ".keras")
+    return folder if os.access(home, os.W_OK) else Path("/tmp", ".keras")
 
 
 def failed(what: str, error: Exception, address: str, place: Path) -> InputError:

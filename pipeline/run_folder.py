@@ -123,7 +123,7 @@ def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool,
         InputError: if it is not writable, another process uses it or has just finished the run, or the run in it has
             other constants or sources.
     """
-    folder = Path(folder)
+    folder, sources = Path(folder), json.loads(json.dumps(sources))  # as they will be read again: no tuples
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_no_foreign_files(folder)

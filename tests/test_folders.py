@@ -22,11 +22,12 @@ def touch(folder, *names):
 
 
 def listed_in(folder):
-    """The (part, class, key, path) of each listed image."""
+    """The (part, class, group or name, path) of each listed image."""
     found = list_folder(folder, SUFFIXES)
     names = [found.class_names[label] for label in found.labels]
+    keys = [group or name for group, name in zip(found.groups, found.names, strict=True)]
     paths = [path.relative_to(folder).as_posix() for path in found.paths]
-    return list(zip(found.parts, names, found.keys, paths, strict=True))
+    return list(zip(found.parts, names, keys, paths, strict=True))
 
 
 def test_files_are_listed_in_the_order_of_their_names(tmp_path):
@@ -41,14 +42,24 @@ def test_files_are_listed_in_the_order_of_their_names(tmp_path):
     ]
     assert listed_in(tmp_path) == expected
     found = list_folder(tmp_path, SUFFIXES)
-    assert (found.class_names, found.has_groups, found.problems) == (["a", "b"], True, [])
+    assert (found.class_names, found.problems) == (["a", "b"], [])
 
 
 def test_a_subfolder_of_a_class_is_a_group_and_its_images_share_its_key(tmp_path):
     touch(tmp_path, "a/1.png", "a/mug/1.png", "a/mug/left/2.png", "b/mug/3.png", "b/4.png")
     assert [key for _, _, key, _ in listed_in(tmp_path)] == ["1.png", "mug", "mug", "4.png", "mug"]
-    touch(tmp_path / "flat", "a/1.png", "b/1.png")
-    assert not list_folder(tmp_path / "flat", SUFFIXES).has_groups
+    assert list_folder(tmp_path, SUFFIXES).groups == ["", "mug", "mug", "", "mug"]
+
+
+def test_parts_inside_the_classes_are_a_problem(tmp_path):
+    touch(tmp_path, *(f"{name}/{part}/1.png" for name in "ab" for part in ("Train", "Testing")))
+    (problem,) = list_folder(tmp_path, SUFFIXES).problems
+    assert "subfolders Testing/, Train/: the parts must be above the classes" in problem
+
+
+def test_the_classes_are_those_of_all_parts(tmp_path):
+    touch(tmp_path, "train/a/1.png", "train/b/1.png", "test/c/1.png")
+    assert list_folder(tmp_path, SUFFIXES).class_names == ["a", "b", "c"]
 
 
 LITTER = (
@@ -66,6 +77,12 @@ LITTER = (
     ".DS_Store",
     "Thumbs.db",
     "desktop.ini",
+    "RECYCLER/1.png",
+    "FOUND.001/1.png",
+    "_gsdata_/1.png",
+    "Catalog Previews.lrdata/1.png",
+    "~$1.png",
+    "SYNOPHOTO_THUMB_XL.jpg",
 )
 
 
@@ -112,6 +129,8 @@ MISFITS = {
     "unusual names": ["seg_train/a/1.png", "seg_train/b/1.png", "seg_test/a/1.png", "seg_test/b/1.png"],
     "names of an archive": ["training_set/a/1.png", "test_set/a/1.png"],
     "no class folders": ["Training/1.png", "Testing/1.png"],
+    "names in one word": ["traindata/a/1.png", "testdata/a/1.png"],
+    "names of image translation": ["trainA/x/1.png", "trainB/x/1.png", "testA/x/1.png"],
     "a folder too deep": ["train/train/a/1.png", "train/train/b/1.png", "other/a/1.png"],
 }
 

@@ -1,8 +1,11 @@
 """CIFAR-10 and the digits as arrays, compared with their sources."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
+from processes import run_python
 from sklearn.datasets import load_digits
 
 from pipeline.data.images import load_images
@@ -43,6 +46,22 @@ def test_a_failed_download_explains_how_to_download_by_hand(tmp_path, monkeypatc
     path = tmp_path / "datasets" / "cifar-10-batches-py-target_archive"
     for part in ("timed out", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", str(path), NO_DOWNLOAD):
         assert part in str(raised.value)
+
+
+HOMES = {
+    "a home folder": ({"HOME": "{}"}, "{}/.keras"),
+    "a home folder that does not exist": ({"HOME": "{}/gone"}, "/tmp/.keras"),
+    "a folder of Keras": ({"KERAS_HOME": "{}"}, "{}"),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="another home folder")
+@pytest.mark.parametrize(("variables", "expected"), HOMES.values(), ids=HOMES)
+def test_the_folder_named_for_downloads_is_that_of_keras(variables, expected, tmp_path):
+    variables = {"KERAS_HOME": None, **variables}
+    variables = {name: value and value.format(tmp_path) for name, value in variables.items()}
+    code = "from pipeline.downloads import cache_folder; print(cache_folder())"
+    assert run_python("-c", code, **variables).stdout.strip() == expected.format(tmp_path)
 
 
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])

@@ -391,7 +391,7 @@ def test_a_run_inside_the_images_and_half_a_split_are_refused(tmp_path):
 
 def test_a_csv_file_is_checked(tmp_path):
     (tmp_path / "images.csv").write_text("path,label\n1.png,a\n2.png,b\n")
-    with pytest.raises(InputError, match=r"images\.csv\n  line 2: no file 1\.png\n  line 3: no file 2\.png$"):
+    with pytest.raises(InputError, match=r"images\.csv\n  line 2: no file '1\.png'\n  line 3: no file '2\.png'$"):
         read("--dataset", "images.csv")
     for name in ("1.png", "2.png"):
         (tmp_path / name).touch()

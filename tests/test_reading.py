@@ -42,7 +42,7 @@ def test_an_image_in_two_parts_is_named_and_left_out_of_training(tmp_path, capsy
     assert len(data.test.labels) == 2 * len(TEST_NAMES)
     assert len(data.train.labels) + len(data.validation.labels) == 2 * (40 - len(TEST_NAMES)) - 2
     printed = capsys.readouterr().out
-    assert "Warning: 2 images are equal to test or validation images" in printed
+    assert "are left out of training or validation: 2\n" in printed
     for name in (f"a/{BY_NUMBER[-1]} = a/{TEST_NAMES[0]} (test)", f"b/{BY_NUMBER[-2]} = b/{TEST_NAMES[1]} (test)"):
         assert name in printed
     assert "more than one class" not in printed
@@ -55,7 +55,7 @@ def test_an_image_in_two_classes_is_named(tmp_path, capsys):
     load(tmp_path)
     printed = capsys.readouterr().out
     pair = f"a/{BY_NUMBER[-2]} = b/{BY_NUMBER[-1]}"
-    assert "Warning: 1 images are in more than one class:" in printed and pair in printed
+    assert "images that are in more than one class: 1\n" in printed and pair in printed
 
 
 def test_the_split_of_its_owner_is_checked_for_equal_images_too(tmp_path, capsys):
@@ -67,7 +67,7 @@ def test_the_split_of_its_owner_is_checked_for_equal_images_too(tmp_path, capsys
     data = load(tmp_path)
     assert [len(part.labels) for part in data[:3]] == [18, 18, 18]
     printed = capsys.readouterr().out
-    assert "2 images are equal to test" in printed and "1 images are in more than one class" in printed
+    assert "left out of training or validation: 2\n" in printed and "in more than one class: 1\n" in printed
 
 
 def test_groups_are_on_one_side_and_the_log_says_so(tmp_path, capsys):
@@ -75,7 +75,8 @@ def test_groups_are_on_one_side_and_the_log_says_so(tmp_path, capsys):
         for group in range(12):
             save(tmp_path / name / f"object {group}", [f"{number}.png" for number in range(3)], ord(name) + 100 * group)
     data = load(tmp_path)
-    assert "72 images in 12 groups (subfolders" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "column group): 12\n" in printed and "Warning" not in printed
     sides = pixels_of(data)
     for group in range(12):
         paths = [path for path in tmp_path.rglob("*.png") if path.parent.name == f"object {group}"]
@@ -110,24 +111,75 @@ def test_classes_without_a_test_image_and_too_small_classes_are_named(tmp_path, 
     print_summary(data)
     printed = capsys.readouterr().out
     assert "Classes without a test image: 1, high" in printed
-    assert "each class needs two training images: 2 images of low" in printed
+    assert "each class needs two training images: 2, in low\n" in printed
     for number in range(60):
         save(tmp_path / f"one {number}", ["1.png"], 3 + number)
     with pytest.raises(InputError, match=r"two training images; --small-classes skip .*one 0 \(1\), .* \.\.\.$"):
         load(tmp_path)
     data = load(tmp_path, small_classes="skip")
     assert data.class_names == ["a", "high", "low"]
-    assert "Skipped 60 classes" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "fewer than two training images: 60, one 0 (1), " in printed
+    assert "each class needs two training images: 2, in low\n" in printed  # without those that are skipped
 
 
-def test_test_images_of_other_classes_alone_are_refused(tmp_path):
+def test_a_group_on_both_sides_of_its_owners_split_is_named(tmp_path, capsys):
+    for part, seed in (("train", 0), ("test", 9)):
+        for name in "ab":
+            for group in range(8):
+                seed += 1
+                save(
+                    tmp_path / part / name / f"{part * (group > 0)} {group}", ["1.png", "2.png"], seed + 100 * len(part)
+                )
+    load(tmp_path)
+    assert "Warning: groups in more than one of training, validation and testing" in (
+        printed := capsys.readouterr().out
+    )
+    assert ": 1,  0\n" in printed
+
+
+def test_a_class_of_test_images_alone_is_too_small(tmp_path, capsys):
     for name in "ab":
         save(tmp_path / "train" / name, BY_NUMBER[:9], ord(name))
+        save(tmp_path / "val" / name, BY_NUMBER[:3], ord(name) + 100)
+        save(tmp_path / "test" / name, BY_NUMBER[:3], ord(name) + 50)
     save(tmp_path / "test" / "c", BY_NUMBER[:3], 2)
-    with pytest.raises(InputError, match=r"test/c: this class is not in "):
+    with pytest.raises(InputError, match=r"every class needs two training images.*: c \(0\)"):
         load(tmp_path)
-    (tmp_path / "test" / "c").rename(tmp_path / "test" / "a")
-    for path in (tmp_path / "test" / "a").iterdir():
+    data = load(tmp_path, small_classes="skip")
+    assert data.class_names == ["a", "b"] and len(data.test.labels) == 6
+    for path in (tmp_path / "test").rglob("*.png"):
         path.write_text("")
-    with pytest.raises(InputError, match=r"test images of classes that are trained: none"):
-        load(tmp_path, unreadable="skip")
+    with pytest.raises(InputError, match=r"there must be test images, but there are none"):
+        load(tmp_path, unreadable="skip", small_classes="skip")
+
+
+def test_a_class_of_equal_images_is_too_small_and_the_log_says_why(tmp_path, capsys):
+    save(tmp_path / "a", BY_NUMBER, 0)
+    save(tmp_path / "b", BY_NUMBER, 1)
+    content = (tmp_path / "b" / BY_NUMBER[0]).read_bytes()
+    for path in (tmp_path / "b").iterdir():
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"every class needs two training images.*: b \(0\)"):
+        load(tmp_path)
+    assert "left out of training or validation: " in capsys.readouterr().out
+
+
+def test_each_class_keeps_two_images_that_can_be_read(tmp_path):
+    """Of four images, the two with the highest numbers are unreadable; the others must not be held out."""
+    save(tmp_path / "a", BY_NUMBER, 0)
+    save(tmp_path / "b", BY_NUMBER, 1)
+    names = [*TEST_NAMES[:2], *BY_NUMBER[-2:]]
+    save(tmp_path / "c", names, 2)
+    for name in names[2:]:
+        (tmp_path / "c" / name).write_text("")
+    data = load(tmp_path, unreadable="skip")
+    assert (data.train.labels == 2).sum() == 2
+
+
+def test_a_validation_set_that_is_a_copy_of_the_test_set_is_refused(tmp_path):
+    for part, seed in (("train", 0), ("val", 2), ("test", 2)):
+        save(tmp_path / part / "a", BY_NUMBER[:9], seed)
+        save(tmp_path / part / "b", BY_NUMBER[:9], seed + 1)
+    with pytest.raises(InputError, match=r"there must be validation images, but there are none"):
+        load(tmp_path)

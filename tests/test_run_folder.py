@@ -12,7 +12,8 @@ from pipeline.errors import InputError
 from pipeline.settings.options import STARTED_WITH
 
 CONSTANTS = {"EPOCHS": 3, "SEED": 0, "RUN_FOLDER": "here", "OVERWRITE": False, "CHECKPOINT_MINUTES": 5.0}
-SOURCES = {"images in DATASET": 1, "KERAS_BACKEND": "tensorflow"}
+SOURCES = {"images in DATASET": 1, "KERAS_BACKEND": "tensorflow", "value range": (100.0, 4095.0)}
+READ_AGAIN = SOURCES | {"value range": [100.0, 4095.0]}
 OTHER_IMAGES = SOURCES | {"images in DATASET": 2}
 KEPT = {name: value for name, value in CONSTANTS.items() if name != "OVERWRITE"}
 CHECKPOINT = "checkpoint-00001-0000002.npz"
@@ -43,7 +44,7 @@ def test_a_new_folder_has_no_report_and_gets_the_constants(tmp_path):
     folder = tmp_path / "a" / "b"
     assert run_folder.finished_report(folder, CONSTANTS) == ""
     assert start(folder) == folder
-    assert stored(folder) == KEPT | {STARTED_WITH: SOURCES | {"OVERWRITE": False}}
+    assert stored(folder) == KEPT | {STARTED_WITH: READ_AGAIN | {"OVERWRITE": False}}
     assert run_folder.finished_report(folder, CONSTANTS) == ""
     (folder / CHECKPOINT).write_text("")
     finish(folder, "très bien")
@@ -116,7 +117,7 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
     early = code.format(call=f"run_folder.finished_report({str(tmp_path)!r}, {CONSTANTS!r})")  # before Keras is loaded
     for each in (starting, early):
         assert "`RUN_FOLDER` must not be in use by another process" in run_python("-c", each).stdout
-    assert stored(tmp_path) == KEPT | {STARTED_WITH: SOURCES | {"OVERWRITE": False}}
+    assert stored(tmp_path) == KEPT | {STARTED_WITH: READ_AGAIN | {"OVERWRITE": False}}
     run_folder.unlock(tmp_path)
     assert run_python("-c", starting).stdout == "started\n"
     start(tmp_path)  # the other process has ended
@@ -276,7 +277,7 @@ def test_a_run_is_not_resumed_with_other_sources_or_after_another_process_has_fi
     finish(tmp_path)
     with pytest.raises(InputError, match="has just finished"):
         start_again(tmp_path)
-    assert stored(tmp_path) == KEPT | {STARTED_WITH: SOURCES | {"OVERWRITE": False}}
+    assert stored(tmp_path) == KEPT | {STARTED_WITH: READ_AGAIN | {"OVERWRITE": False}}
 
 
 def write_run_of_an_earlier_version(folder, overwritten):
@@ -293,7 +294,7 @@ def test_an_unfinished_run_of_an_earlier_version_is_resumed_or_overwritten(overw
     # A source that the earlier version did not store counts as unchanged.
     start(tmp_path, overwrite, SOURCES | {"precision": "float32"})
     assert (tmp_path / CHECKPOINT).exists() == (overwritten or not overwrite)
-    expected = {**SOURCES, "precision": "float32", "OVERWRITE": overwrite}
+    expected = {**READ_AGAIN, "precision": "float32", "OVERWRITE": overwrite}
     assert stored(tmp_path) == KEPT | {STARTED_WITH: expected}
 
 

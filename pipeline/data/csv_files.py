@@ -2,6 +2,7 @@
 
 import csv
 import os
+import unicodedata
 from pathlib import Path
 
 from pipeline.data.image_list import PART_OF, PARTS, TEST, TRAIN, ImageList, has_control_characters, normal_name
@@ -17,35 +18,37 @@ def list_csv(path: str | os.PathLike) -> ImageList:
         path: path of the file.
 
     Returns:
-        An `ImageList`; `keys` are the groups, or the paths as they are written.
+        An `ImageList`; `names` are the paths as they are written.
 
     Raises:
         InputError: if the file cannot be read or rows cannot be used; the message names all with their line numbers.
     """
-    path, problems, rows = Path(path), [], []
+    path, problems, skipped = Path(path), [], 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
+            while (header := file.readline()) and (not header.strip() or header.startswith("sep=")):
+                skipped += 1  # such as Excel's first line
             delimiter = max(",;\t", key=header.count)
             columns = [name.strip().strip('"').lower() for name in header.split(delimiter)]
-            if not {"path", "label"} <= set(columns):
-                raise InputError(f"`DATASET` must have the columns path and label. Received: {path} with {columns}")
+            if not {"path", "label"} <= set(columns) or len(set(columns)) < len(columns):
+                rule = "`DATASET` must have the columns path and label, each column once"
+                raise InputError(f"{rule}. Received: {path} with {columns}")
             reader = csv.reader(file, delimiter=delimiter)
-            rows = [(reader.line_num + 1, dict(zip(columns, map(str.strip, row), strict=False))) for row in reader]
+            rows = [(reader.line_num + 1 + skipped, [field.strip() for field in fields]) for fields in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"`DATASET` must be a readable CSV file in UTF-8. Received: {path} ({error})") from error
-    rows = [(line, row) for line, row in rows if any(row.values())]  # without empty lines
-    has_split = any(row.get("split") for _, row in rows)
+    rows = [(line, len(fields), dict(zip(columns, fields, strict=False))) for line, fields in rows if any(fields)]
+    has_split = any(row.get("split") for *_, row in rows)
     first_line, part_of_group, files = {}, {}, []
-    for line, row in rows:
+    for line, count, row in rows:
         written, label, part = row.get("path", ""), normal_name(row.get("label", "")), row.get("split", "").lower()
-        file, group = path.parent / written, normal_name(row.get("group", ""))
-        key = group or normal_name(written)
+        file, group = _file(path.parent, written), normal_name(row.get("group", ""))
         wrong = [
+            f"{count} fields, but {len(columns)} columns; quote fields with commas" if count > len(columns) else "",
             "no path" if not written else "",
             "no label" if not label else "",
             f"label {label!r} has control characters" if has_control_characters(label) else "",
-            f"no file {file}" if written and not file.is_file() else "",
+            f"no file {str(file)!r}" if written and not file.is_file() else "",
             f"split {part!r} is none of {', '.join(PARTS)}" if has_split and part not in PART_OF else "",
             f"the same path as in line {first_line[written]}" if written in first_line else "",
             f"group {group!r} is also in another split" if part_of_group.get(group, part) != part else "",
@@ -54,22 +57,31 @@ def list_csv(path: str | os.PathLike) -> ImageList:
         if group:
             part_of_group.setdefault(group, part)
         problems += [f"line {line}: {each}" for each in wrong if each]
-        files.append((file, label, key, PART_OF.get(part, TRAIN)))
-    class_names = sorted({label for _, label, _, part in files if label and part == TRAIN})
-    unknown = sorted({label for _, label, *_ in files if label} - set(class_names))
-    problems += [f"label {label!r} has no training image" for label in unknown]
+        files.append((file, label, normal_name(written), group, PART_OF.get(part, TRAIN)))
+    class_names = sorted({label for _, label, *_ in files if label})
     if has_split and not any(part == TEST for *_, part in files):
         problems.append("no row has the split test")
     if problems:
         named = "\n  ".join(problems[:50] + [f"and {len(problems) - 50:,} more"] * (len(problems) > 50))
         raise InputError(f"`DATASET` must have rows that can all be used. Received: {path}\n  {named}")
+    labels = {name: number for number, name in enumerate(class_names)}
     return ImageList(
         path,
         class_names,
         [file for file, *_ in files],
-        [class_names.index(label) for _, label, *_ in files],
-        [key for _, _, key, _ in files],
+        [labels[label] for _, label, *_ in files],
+        [name for _, _, name, *_ in files],
+        [group for *_, group, _ in files],
         [part for *_, part in files],
-        any(row.get("group") for _, row in rows),
         [],
     )
+
+
+def _file(folder, written):
+    """The file that a path means, also if it has backslashes, or accents that the file system composes otherwise."""
+    candidates = [written, written.replace("\\", "/")]
+    candidates += [unicodedata.normalize(form, each) for form in ("NFC", "NFD") for each in candidates]
+    try:
+        return next((folder / each for each in candidates if (folder / each).is_file()), folder / written)
+    except ValueError:  # a path that the system cannot have
+        return folder / "".join(character for character in written if character.isprintable())

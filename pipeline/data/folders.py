@@ -14,8 +14,10 @@ LITTER = {
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "#recycle", "#snapshot", "~snapshot"),
     *("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
     *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder", "lost+found", "found.000"),
-    *("__pycache__", "_vti_cnf"),
+    *("__pycache__", "_vti_cnf", "_vti_pvt", "recycler", "dfsrprivate", "_gsdata_", "@database", "@appstore"),
 }
+LITTER_PATTERN = re.compile(r"\.|~\$|found\.\d{3}$|synophoto_thumb_|.*\.lrdata$")  # of hidden ones too
+PART_LIKE = re.compile(r"train|test|valid|(.*[^a-z])?(train|test|val|valid|training|testing|validation)([^a-z]|$)")
 
 
 def check_folder(folder: str | os.PathLike, run_folder: str | os.PathLike) -> None:
@@ -61,7 +63,7 @@ def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageLi
         suffixes: suffixes of image files, in lower case.
 
     Returns:
-        An `ImageList`; `keys` are the names of the groups, or of the files, without the folders above.
+        An `ImageList`; `names` are those of the files, without the folders above.
 
     Raises:
         InputError: if the folder cannot be read, or its parts do not fit.
@@ -69,35 +71,37 @@ def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageLi
     folder = Path(folder)
     litter, problems, outside = Counter(), [], []
     parts = _parts_of(folder) or {TRAIN: ""}
-    class_names = list(_classes_in(folder / parts[TRAIN], Counter()))
-    is_split = len(parts) > 1
-    if is_split:
+    found = {part: _classes_in(folder / name, litter) for part, name in parts.items()}
+    class_names = sorted(set().union(*found.values()))
+    if len(parts) > 1:
         outside += [each for each in folder.iterdir() if each.name not in parts.values()]
     files = []
     for part, name in parts.items():
         top = folder / name
-        classes = _classes_in(top, litter)
         outside += [entry for entry in top.iterdir() if not entry.is_dir()]
-        problems += [
-            f"{top / classes[unknown][0]}: this class is not in {folder / parts[TRAIN]}"
-            for unknown in sorted(set(classes) - set(class_names))
-        ]
         files += [
             (path, label, path.relative_to(top / place), part)
             for label, class_name in enumerate(class_names)
-            for place in classes.get(class_name, ())
+            for place in found[part].get(class_name, ())
             for path in _files_in(top / place, problems, litter)
         ]
     _print_skipped(folder, [path for path, *_ in files], suffixes, outside, litter)
     files = [each for each in files if each[0].suffix.lower() in suffixes]
+    groups = [normal_name(inside.parts[0]) if len(inside.parts) > 1 else "" for _, _, inside, _ in files]
+    like_parts = sorted({group for group in groups if group.lower() in PART_OF})
+    if like_parts:
+        named = ", ".join(f"{name}/" for name in like_parts)
+        problems.append(
+            f"class folders with subfolders {named}: the parts must be above the classes, as in train/CLASS/"
+        )
     return ImageList(
         folder,
         class_names,
         [path for path, *_ in files],
         [label for _, label, *_ in files],
-        [normal_name(inside.parts[0]) for _, _, inside, _ in files],  # a group's folder, or the file itself
+        [normal_name(inside.name) for _, _, inside, _ in files],
+        groups,
         [part for *_, part in files],
-        any(len(inside.parts) > 1 for _, _, inside, _ in files),
         problems,
     )
 
@@ -108,7 +112,7 @@ def _parts_of(folder):
     Raises InputError if names look like parts and do not fit: taken as classes they would give meaningless results.
     """
     names = _subfolders(folder, Counter())
-    similar = [name for name in names if not PART_OF.keys().isdisjoint(re.findall("[a-z]+", name.lower()))]
+    similar = [name for name in names if PART_LIKE.match(name.lower())]
     with_classes = [name for name in similar if _subfolders(folder / name, Counter())]
     found = [(PART_OF[name.lower()], name) for name in with_classes if name.lower() in PART_OF]
     parts = dict(sorted(found, key=lambda each: PARTS.index(each[0])))
@@ -138,7 +142,7 @@ def _classes_in(folder, litter):
 
 def _is_litter(name, litter):
     """Whether a file or folder is none of the user's; counts it in `litter`."""
-    if name.lower() not in LITTER and not name.startswith("."):
+    if name.lower() not in LITTER and not LITTER_PATTERN.match(name.lower()):
         return False
     litter["hidden" if name.startswith(".") else name.strip()] += 1
     return True
@@ -176,7 +180,9 @@ def _print_skipped(folder, paths, suffixes, outside, litter):
     """Prints which files are skipped: those of systems, those outside class folders and those of other types."""
     outside = sorted(str(entry) for entry in outside if not _is_litter(entry.name, litter))
     if litter:
-        named = ", ".join(f"{count:,} {name}" for name, count in litter.most_common(10))
+        named = ", ".join(
+            f"{count:,} {name}" for name, count in sorted(litter.items(), key=lambda each: (-each[1], each[0]))[:30]
+        )
         print(f"Skipped files and folders of the system in {folder}: {named}")
     if outside:
         print(f"Skipped, not in a class folder: {', '.join(outside[:20])}{' ...' * (len(outside) > 20)}")

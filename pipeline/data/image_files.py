@@ -4,6 +4,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -21,6 +22,7 @@ from pipeline.errors import InputError
 
 # Errors that say nothing about the file: of the network or the disk behind it, or too many open files.
 NOT_THE_FILE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENODEV)
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that would change what a terminal shows
 MOST_NAMED = 20  # lines of an error or a warning that name files
 
 
@@ -60,17 +62,22 @@ def read_data_set(paths: Sequence[str | os.PathLike], image_size: int, fit: str)
     """
     with _threads() as pool:
         headers = [each for each in pool.map(_returning_errors(header), paths) if isinstance(each, tuple)]
-    sizes = {size for size, _ in headers}
+    sizes = {size for size, *_ in headers}
     size = sizes.pop() if len(sizes) == 1 else (image_size, image_size)
     if max(size) > image_size:  # shrunk by averaging here; in the network, by picking pixels
         size = (image_size, image_size)
-    ranges = [value_range for _, value_range in headers if value_range]
+    ranges = [value_range for _, value_range, _ in headers if value_range]
     value_range = (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
     memory = 3 * math.prod(size) * len(paths) / 2**20
     print(f"Reading {len(paths):,} images at {size[0]}×{size[1]} pixels: {memory:,.0f} MiB of memory")
     if value_range:
         low, high = value_range
         print(f"{len(ranges):,} images have 16-bit or floating-point pixels: {low:g} becomes black and {high:g} white.")
+    reduced = sum(is_reduced for *_, is_reduced in headers)
+    if reduced:
+        print(
+            f"Warning: colours of 16 bits are read with the upper 8, and may be nearly black. Such images: {reduced:,}"
+        )
     return _decode(paths, size, fit, value_range)
 
 
@@ -106,7 +113,8 @@ def in_lines(sentences: Sequence[str]) -> str:
     shown = list(sentences[:MOST_NAMED])
     if len(sentences) > len(shown):
         shown.append(f"and {len(sentences) - len(shown):,} more")
-    return "".join(f"\n  {line}" for line in shown)
+    escaped = [CONTROL.sub(lambda found: repr(found[0])[1:-1], line) for line in shown]
+    return "".join(f"\n  {line}" for line in escaped)
 
 
 def reason(path: str | os.PathLike, error: Exception) -> str:

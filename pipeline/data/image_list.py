@@ -21,9 +21,9 @@ class ImageList(NamedTuple):
         class_names: sorted names of the classes; a label is an index into it.
         paths: paths of the files.
         labels: int, one for each path.
-        keys: str, one for each path: its group, else its name; images with one key are in one part.
+        names: names of the images, from which the split follows, one for each path.
+        groups: str, one for each path: images of one group are in one part; `""` for an image without a group.
         parts: `"train"`, `"validation"` or `"test"`, one for each path; all `"train"` if the source is not split.
-        has_groups: whether some keys are groups.
         problems: sentences about what cannot be used.
     """
 
@@ -31,9 +31,9 @@ class ImageList(NamedTuple):
     class_names: list[str]
     paths: list[Path]
     labels: list[int]
-    keys: list[str]
+    names: list[str]
+    groups: list[str]
     parts: list[str]
-    has_groups: bool
     problems: list[str]
 
 

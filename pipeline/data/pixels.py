@@ -38,7 +38,8 @@ def image_suffixes() -> frozenset[str]:
 
         pillow_heif.register_heif_opener()
     registered = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, name in registered if name in Image.OPEN and name not in NO_PHOTOGRAPHS)
+    readable = {*Image.OPEN, "MPO"} - NO_PHOTOGRAPHS  # MPO files are opened as JPEG
+    return frozenset(suffix for suffix, name in registered if name in readable)
 
 
 def _opened(path):
@@ -47,33 +48,55 @@ def _opened(path):
     try:
         return Image.open(path)
     except Exception as error:  # such as a PNG text chunk that is corrupt or too large
-        content = None if getattr(error, "errno", None) else _png_without_metadata(path)
+        content = None if getattr(error, "errno", None) else _without_metadata(path)
         if content is None:
             raise
         return Image.open(content)
 
 
-def _png_without_metadata(path):
-    """A PNG file with no chunks except those of its pixels; None for another file."""
+def _without_metadata(path):
+    """A PNG or JPEG file with nothing but its pixels; None for another file."""
     with open(path, "rb") as file:
-        signature, kept = file.read(8), []
-        if signature != b"\x89PNG\r\n\x1a\n":
-            return None
-        while len(header := file.read(8)) == 8:
-            length, name = struct.unpack(">I4s", header)
-            chunk = header + file.read(length + 4)
-            if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
-                kept.append(chunk)
-    return io.BytesIO(signature + b"".join(kept))
+        signature = file.read(8)
+        if signature == b"\x89PNG\r\n\x1a\n":
+            return io.BytesIO(signature + b"".join(_png_chunks(file)))
+        if signature.startswith(b"\xff\xd8"):
+            file.seek(2)
+            return io.BytesIO(b"\xff\xd8" + b"".join(_jpeg_segments(file)))
+    return None
 
 
-def header(path: str | os.PathLike) -> tuple[tuple[int, int], Range | None]:
-    """Displayed height and width of an image file, and the range of its values if they need more than 8 bits."""
+def _png_chunks(file):
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        chunk = head + file.read(length + 4)
+        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            yield chunk
+
+
+def _jpeg_segments(file):
+    while len(head := file.read(4)) == 4:
+        _, marker, length = struct.unpack(">BBH", head)
+        if marker == 0xDA:  # the pixels
+            yield head + file.read()
+            return
+        segment = head + file.read(max(length - 2, 0))
+        if not (0xE0 <= marker <= 0xED or marker in (0xEF, 0xFE)):  # metadata; 0xEE says how colours are stored
+            yield segment
+
+
+def header(path: str | os.PathLike) -> tuple[tuple[int, int], Range | None, bool]:
+    """Displayed height and width of an image file, the range of its values if they need more than 8 bits, else None.
+
+    The third item is whether the file has 16 bits that Pillow reduces to 8: those of colours or of grey with opacity.
+    """
     with _opened(path) as image:
         width, height = image.size
         wide = image.mode.startswith("I") or image.mode == "F"
         value_range = (float((values := _values(image)).min()), float(values.max())) if wide else None
-        return ((width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)), value_range
+        is_reduced = not wide and any(";16" in str(tile[3]) for tile in image.tile)
+        turned = _orientation(image) in (5, 6, 7, 8)
+        return ((width, height) if turned else (height, width)), value_range, is_reduced
 
 
 def _orientation(image):
@@ -98,8 +121,10 @@ def rgb_pixels(path: str | os.PathLike, size: tuple[int, int], fit: str, value_r
         orientation = _orientation(image)
         try:
             image.load()
+        except OSError:  # truncated
+            raise
         except Exception:  # perhaps because of metadata after the pixels
-            content = _png_without_metadata(path)
+            content = _without_metadata(path)
             if content is None:
                 raise
             image = Image.open(content)

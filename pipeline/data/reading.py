@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.data.image_files import in_lines, read_data_set, reason
-from pipeline.data.image_list import PARTS, TEST, TRAIN, ImageList
+from pipeline.data.image_list import PARTS, TRAIN, ImageList
 from pipeline.data.splits import DataSet, Images, in_parts, repeated_images, split
 from pipeline.errors import InputError
 
@@ -33,61 +33,71 @@ def read_listed(
     Raises:
         InputError: if images or classes cannot be used; the message names everything that is wrong.
     """
-    wrong, parts, kept = list(listed.problems), listed.parts, []
-    try:
-        parts, kept = split(listed.keys, listed.labels, listed.parts, *fractions)
-    except InputError as error:
-        wrong.append(str(error))
-    order = sorted(range(len(parts)), key=lambda index: PARTS.index(parts[index]))
-    paths, labels, parts = ([each[index] for index in order] for each in (listed.paths, listed.labels, parts))
-    decoded = read_data_set(paths, image_size, fit)
-
-    readable = [number for number in range(len(paths)) if number not in decoded.errors]
-    pairs = repeated_images([decoded.digests[number] for number in readable], [parts[number] for number in readable])
-    repeated = {readable[left_out]: readable[stays] for left_out, stays in pairs}
-    used = [number for number in readable if number not in repeated]
-    counts = Counter(labels[number] for number in used if parts[number] == TRAIN)
-    small = [label for label in range(len(listed.class_names)) if counts[label] < 2]
-    small_names = [f"{listed.class_names[label]} ({counts[label]})" for label in small]
-    unread = sorted(f"{paths[number]}: {reason(paths[number], error)}" for number, error in decoded.errors.items())
-    if small and small_classes == "stop":
-        wrong.append(
-            "every class needs two training images; --small-classes skip leaves out those with fewer: "
-            + shortened(small_names)
-        )
+    keys = [group or name for group, name in zip(listed.groups, listed.names, strict=True)]
+    parts, kept, wrong = _split(range(len(keys)), keys, listed, fractions)
+    order = sorted(range(len(keys)), key=lambda index: PARTS.index(parts[index]))  # so that each part can be a view
+    decoded = read_data_set([listed.paths[index] for index in order], image_size, fit)
+    digests = dict(zip(order, decoded.digests, strict=True))  # index in `listed` -> checksum
+    errors = {order[place]: error for place, error in decoded.errors.items()}
+    unread = sorted(f"{listed.paths[index]}: {reason(listed.paths[index], error)}" for index, error in errors.items())
+    parts = {index: part for index, part in parts.items() if index not in errors}
     if unread and unreadable == "stop":
-        wrong.append(f"files that cannot be read; --unreadable-images skip leaves them out: {len(unread):,}")
-        wrong += unread
-    remaining = [label for label in range(len(listed.class_names)) if label not in small]
-    if len(remaining) < 2 and not wrong:
-        wrong.append(f"classes with two training images: {len(remaining)}, of at least two")
-    used = [number for number in used if labels[number] in set(remaining)]
-    if not wrong and not any(parts[number] == TEST for number in used):
-        wrong.append("test images of classes that are trained: none")
+        wrong += [f"files that cannot be read; --unreadable-images skip leaves them out: {len(unread):,}", *unread]
+    elif unread:  # each class keeps two images that can be read
+        parts, kept, wrong = _split(parts, keys, listed, fractions)
+
+    repeated = repeated_images(digests, parts)
+    _print_equal_images(listed, parts, repeated, digests)
+    counts = Counter(listed.labels[index] for index, part in parts.items() if part == TRAIN and index not in repeated)
+    small = {label: counts[label] for label in range(len(listed.class_names)) if counts[label] < 2}
+    small_names = [f"{listed.class_names[label]} ({count})" for label, count in small.items()]
+    if small and small_classes == "stop":
+        wrong.insert(
+            len(listed.problems),
+            "every class needs two training images; --small-classes skip leaves out those with fewer: "
+            + shortened(small_names),
+        )
+    places = [
+        place
+        for place, index in enumerate(order)
+        if index in parts and index not in repeated and listed.labels[index] not in small
+    ]
+    places.sort(key=lambda place: PARTS.index(parts[order[place]]))
+    left = {parts[order[place]] for place in places}
+    if not wrong and (len(small) > len(listed.class_names) - 2 or left != set(PARTS)):
+        missing = ", ".join(part for part in PARTS if part not in left) or "a second class"
+        wrong.append(f"after leaving out images and classes, there must be {missing} images, but there are none")
+    if len(wrong) == 1 and wrong[0].startswith("`"):  # a rule of its own
+        raise InputError(wrong[0])
     if wrong:
         raise InputError(f"`DATASET` must have images that can all be used. Received: {listed.source}{in_lines(wrong)}")
 
     if unread:
-        print(f"Skipped {len(unread):,} files that cannot be read:{in_lines(unread)}")
+        print(f"Skipped files that cannot be read: {len(unread):,}{in_lines(unread)}")
     if small:
-        print(f"Skipped {len(small):,} classes with fewer than two training images: {shortened(small_names)}")
-    if listed.has_groups:
-        groups = f"{len(set(listed.keys)):,} groups (subfolders of the classes, or the column group)"
-        print(f"{len(paths):,} images in {groups}: those of one are all for training, for validation or for testing.")
-    if kept:
-        classes = sorted({listed.class_names[listed.labels[index]] for index in kept})
-        print(
-            f"Used for training, though their names are among the test images, since each class needs two training "
-            f"images: {len(kept):,} images of {shortened(classes)}"
-        )
-    top = listed.source if listed.source.is_dir() else listed.source.parent
-    names = [os.path.relpath(path, top) for path in paths]
-    _print_equal_images(names, labels, parts, repeated, decoded.digests)
-    images = decoded.images if len(used) == len(paths) else decoded.images[used]
+        print(f"Skipped classes with fewer than two training images: {len(small):,}, {shortened(small_names)}")
+    _print_notes(listed, parts, [index for index in kept if listed.labels[index] not in small])
+    remaining = [label for label in range(len(listed.class_names)) if label not in small]
     new_labels = {label: number for number, label in enumerate(remaining)}
-    everything = Images(images, np.array([new_labels[labels[number]] for number in used], "int32"))
+    images = decoded.images if len(places) == len(order) else decoded.images[places]  # a copy only if it must be
+    labels = [new_labels[listed.labels[order[place]]] for place in places]
     class_names = [listed.class_names[label] for label in remaining]
-    return in_parts(everything, [parts[number] for number in used], class_names, decoded.value_range)
+    ordered_parts = [parts[order[place]] for place in places]
+    return in_parts(Images(images, np.array(labels, "int32")), ordered_parts, class_names, decoded.value_range)
+
+
+def _split(indices, keys, listed, fractions):
+    """The part of each of the indices, those that train to keep their classes large enough, and all that is wrong."""
+    indices, wrong = list(indices), list(listed.problems)
+    given = [listed.parts[index] for index in indices]
+    kept = []
+    if set(given) == set(listed.parts):  # else no image of a whole part can be read, and another must not replace it
+        try:
+            chosen = [[each[index] for index in indices] for each in (keys, listed.labels)]
+            given, kept = split(*chosen, given, *fractions)
+        except InputError as error:
+            wrong.append(str(error))
+    return dict(zip(indices, given, strict=True)), [indices[place] for place in kept], wrong
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -95,19 +105,45 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:20]) + " ..." * (len(names) > 20)
 
 
-def _print_equal_images(names, labels, parts, repeated, digests):
-    """Prints which images are in two parts, and which are in two classes."""
-    if repeated:
-        pairs = [f"{names[number]} = {names[other]} ({parts[other]})" for number, other in repeated.items()]
+def _print_notes(listed, parts, kept):
+    """Prints whether groups are in one part each, and which images train to keep their classes large enough."""
+    parts_of = defaultdict(set)
+    for index, part in parts.items():
+        if listed.groups[index]:
+            parts_of[listed.groups[index]].add(part)
+    if parts_of:
+        print(f"Groups (subfolders of the classes, or the column group): {len(parts_of):,}")
+    mixed = sorted(group for group, each in parts_of.items() if len(each) > 1)
+    if mixed:
         print(
-            f"Warning: {len(pairs):,} images are equal to test or validation images, and are left out of training or "
-            f"validation:{in_lines(pairs)}"
+            "Warning: groups in more than one of training, validation and testing, whose scores may be too good: "
+            f"{len(mixed):,}, {shortened(mixed)}"
+        )
+    if kept:
+        classes = sorted({listed.class_names[listed.labels[index]] for index in kept})
+        print(
+            "Images that train, though their names are among the test images, since each class needs two training "
+            f"images: {len(kept):,}, in {shortened(classes)}"
+        )
+
+
+def _print_equal_images(listed, parts, repeated, digests):
+    """Prints which images are in two parts, and which are in two classes."""
+    top = listed.source if listed.source.is_dir() else listed.source.parent
+
+    def name(index):
+        return os.path.relpath(listed.paths[index], top)
+
+    if repeated:
+        pairs = [f"{name(index)} = {name(other)} ({parts[other]})" for index, other in repeated.items()]
+        print(
+            "Warning: images that equal a test or validation image, and are left out of training or validation: "
+            f"{len(pairs):,}{in_lines(pairs)}"
         )
     equal = defaultdict(list)
-    for number, digest in enumerate(digests):
-        if digest:
-            equal[digest].append(number)
-    in_two_classes = [numbers for numbers in equal.values() if len({labels[number] for number in numbers}) > 1]
+    for index in parts:
+        equal[digests[index]].append(index)
+    in_two_classes = [each for each in equal.values() if len({listed.labels[index] for index in each}) > 1]
     if in_two_classes:
-        sets = [" = ".join(names[number] for number in numbers[:5]) for numbers in in_two_classes]
-        print(f"Warning: {len(sets):,} images are in more than one class:{in_lines(sets)}")
+        sets = [" = ".join(name(index) for index in each[:5]) for each in in_two_classes]
+        print(f"Warning: images that are in more than one class: {len(sets):,}{in_lines(sets)}")

@@ -118,8 +118,8 @@ def split(
         if TEST not in parts:
             names = len({key for _, key, _ in members})
             raise InputError(
-                f"`TEST_FRACTION` must be larger, or `SEED` another one: of {len(parts):,} images with {names:,} "
-                f"different names or groups, none is for testing. Received: {test_fraction} and {seed}"
+                f"`TEST_FRACTION` must be larger, `SEED` another one, or `DATASET` larger: of {len(parts):,} images "
+                f"with {names:,} different names or groups, none is for testing. Received: {test_fraction} and {seed}"
             )
     if VALIDATION not in parts:
         missing, last = max(1, round(validation_fraction * left.total())), None
@@ -129,28 +129,27 @@ def split(
             missing, last = missing - hold_out(member, VALIDATION), member[1]
         if VALIDATION not in parts:
             raise InputError(
-                "`DATASET` must have more images, so that some can be held out for validation and each class keeps two "
-                f"for training. Received: at most {max(left.values(), default=0)} training images in a class"
+                "`DATASET` must have more images, or more groups, so that some can be held out for validation and each "
+                f"class keeps two for training. Received: at most {max(left.values(), default=0)} in a class"
             )
     return parts, sorted(kept)
 
 
-def repeated_images(digests: Sequence[bytes], parts: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of equal images of which one is for testing and the other is not, or one for validation, one for training.
+def repeated_images(digests: dict[int, bytes], parts: dict[int, str]) -> dict[int, int]:
+    """Which images equal one for testing and are not for testing, or equal one for validation and are for training.
 
     Args:
-        digests: a checksum of each image's pixels.
-        parts: the part of each image.
+        digests: checksums of the images' pixels, by index.
+        parts: the parts of the images, by index; images without a part are ignored.
 
     Returns:
-        list of (image to leave out, equal image that stays). The test image stays; of the others, that for validation.
+        dict from the image to leave out to the equal image that stays.
     """
-    rank = {part: place for place, part in enumerate(reversed(PARTS))}  # test, validation, train
-    stays = {}
-    for index in sorted(range(len(parts)), key=lambda index: rank[parts[index]]):
+    rank, stays = {part: place for place, part in enumerate(reversed(PARTS))}, {}  # test, validation, train
+    for index in sorted(parts, key=lambda index: rank[parts[index]]):
         stays.setdefault(digests[index], index)
-    first = [stays[digest] for digest in digests]
-    return [(index, other) for index, other in enumerate(first) if parts[index] != parts[other]]
+    first = {index: stays[digests[index]] for index in parts}
+    return {index: other for index, other in first.items() if parts[index] != parts[other]}
 
 
 def sample(data: Images, count: int, seed: int) -> Images:

@@ -14,9 +14,9 @@ from pipeline.data.batches import Batches
 from pipeline.errors import InputError
 from pipeline.settings import process
 
-# A training step needs some 50 to 400 times the memory of its images in float32. Where a batch would need more than is
-# free with the larger factor, a step with at most a sixteenth of it is measured first.
-LARGEST_FACTOR = 400
+# A training step needs at most about four times the memory of the outputs of all layers. Where a batch may so need more
+# than is free, a step with at most a sixteenth of it is measured first.
+LARGEST_FACTOR = 4
 PART = 16
 RULE = "`IMAGES_PER_CLASS` or `IMAGE_SIZE` must be smaller:"
 
@@ -37,18 +37,24 @@ def check_first_batch(model: keras.Model, batches: Batches) -> None:
     """
     free = _free_memory()
     images, labels = batches[0]
-    needed = 4 * LARGEST_FACTOR * images.size
+    needed = 4 * LARGEST_FACTOR * _outputs(model) * len(images)  # of 4 bytes
     if free is None or "cpu" not in str(keras.ops.zeros(1).device).lower() or needed < free:
         return
-    count = max(2, min(len(labels) // PART, int(len(labels) * free / needed)))
+    count = max(2, min(len(labels) // PART, int(len(labels) * free / needed / 2)))
     variables = [
         *model.variables,
         *model.optimizer.variables,
         *(v for metric in model.metrics for v in metric.variables),
     ]
     state = [np.array(keras.ops.convert_to_numpy(each)) for each in variables]
-    _step(model, images, labels, 2)  # loads the libraries
-    used = _highest_memory(lambda: _step(model, images, labels, count)) * len(labels) / count
+    try:
+        _step(model, images, labels, 2)  # loads the libraries
+        used = _highest_memory(lambda: _step(model, images, labels, count)) * len(labels) / count
+    except Exception as error:
+        if not process.is_out_of_memory(error):
+            raise
+        few = f"not even a step with {_images_per_row(images) * count:,} images fits into memory"
+        raise InputError(f"{RULE} {few}. Received: {process.in_short(error)}") from error
     for each, value in zip(variables, state, strict=True):
         each.assign(value)
     model.train_function = None  # or TensorFlow would train with a graph for batches of any size
@@ -85,6 +91,18 @@ def explanation(model: keras.Model, batches: Batches, error: str) -> str:
             return f"{RULE} {wrong}; {advice}. Received: {error}"
         divisor *= 2
     return f"`IMAGE_SIZE` must be smaller: {wrong}, and no smaller one does. Received: {error}"
+
+
+def _outputs(model):
+    """The number of values that all layers of a model put out for one of its inputs."""
+    total = 0
+    for operation in getattr(model, "operations", model.layers):  # Sequential has layers alone
+        if isinstance(operation, keras.Model):
+            total += _outputs(operation)
+        else:
+            shapes = [each.shape for each in keras.tree.flatten(operation.output)]
+            total += sum(math.prod(size for size in shape[1:] if size) for shape in shapes)
+    return total
 
 
 def _images_per_row(images):
