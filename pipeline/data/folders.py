@@ -180,9 +180,7 @@ def _print_skipped(folder, paths, suffixes, outside, litter):
     """Prints which files are skipped: those of systems, those outside class folders and those of other types."""
     outside = sorted(str(entry) for entry in outside if not _is_litter(entry.name, litter))
     if litter:
-        named = ", ".join(
-            f"{count:,} {name}" for name, count in sorted(litter.items(), key=lambda each: (-each[1], each[0]))[:30]
-        )
+        named = ", ".join(f"{count:,} {name}" for name, count in litter.most_common(30))
         print(f"Skipped files and folders of the system in {folder}: {named}")
     if outside:
         print(f"Skipped, not in a class folder: {', '.join(outside[:20])}{' ...' * (len(outside) > 20)}")
