@@ -2,17 +2,15 @@
 
 import gc
 import math
-import os
 import threading
 import warnings
-from pathlib import Path
 
 import keras
 import numpy as np
 
 from pipeline.data.batches import Batches
 from pipeline.errors import InputError
-from pipeline.settings import process
+from pipeline.settings import devices, process
 
 # A training step needs at most about four times the memory of the outputs of all layers. Where a batch may so need more
 # than is free, a step with at most a sixteenth of it is measured first.
@@ -35,7 +33,7 @@ def check_first_batch(model: keras.Model, batches: Batches) -> None:
     Raises:
         InputError: if the batch would not fit; the message says how many images would.
     """
-    free = _free_memory()
+    free = devices.free_memory()
     images, labels = batches[0]
     needed = 4 * LARGEST_FACTOR * _outputs(model) * len(images)  # of 4 bytes
     if free is None or "cpu" not in str(keras.ops.zeros(1).device).lower() or needed < free:
@@ -116,11 +114,11 @@ def _step(model, images, labels, count):
 
 def _highest_memory(function):
     """Bytes that a function adds to the memory of this process at its highest, seen every 2 ms."""
-    seen, done = [_memory()], threading.Event()
+    seen, done = [devices.used_memory()], threading.Event()
 
     def watch():
         while not done.wait(0.002):
-            seen.append(_memory())
+            seen.append(devices.used_memory())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -130,31 +128,3 @@ def _highest_memory(function):
         done.set()
         watcher.join()
     return max(seen) - seen[0]
-
-
-def _memory():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _free_memory():
-    """Bytes that this process can still take, None where that is unknown: of the machine, the container, the limit."""
-    try:
-        import resource
-
-        machine = Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]
-        limits = [int(machine) * 1024]
-        virtual = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if virtual != resource.RLIM_INFINITY:
-            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            limits.append(virtual - taken)
-    except (ImportError, OSError, IndexError, ValueError):
-        return None
-    for folder, limit, usage in (  # of a container: control groups, version 2 and version 1
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        try:
-            limits.append(int(Path(folder, limit).read_text()) - int(Path(folder, usage).read_text()))
-        except (OSError, ValueError):  # no container, or "max"
-            continue
-    return max(0, min(limits))
