@@ -29,11 +29,19 @@ def test_paths_are_relative_to_the_file_and_labels_are_sorted(delimiter, encodin
     assert (found.parts, found.groups) == (["train"] * 4, [""] * 4)
 
 
+def test_one_file_under_several_paths_is_a_problem_and_does_not_change_the_split(tmp_path):
+    rows = ["path,label", "deep/3.png,a", "./1.png,b", "deep/../deep/3.png,a", "deep\\3.png,a"]
+    with pytest.raises(InputError, match=r"line 4: the same file as in line 2\n  line 5: the same file as in line 2$"):
+        list_csv(write(tmp_path, "\n".join(rows)))
+    assert list_csv(write(tmp_path, "path,label\ndeep\\3.png,a\n./1.png,b\n")).names == ["deep/3.png", "1.png"]
+
+
 def test_splits_and_groups(tmp_path):
-    text = "path,label,split,group\n1.png,a,Training,x\n2.png,b,train,\ndeep/3.png,a,val,y\nété.png,b,TEST,z\n"
+    text = "path,label,split,group,\n1.png,a,Training,x,\n2.png,b,train,\ndeep/3.png,a,val,y\nété.png,b,TEST,z\n"
     found = list_csv(write(tmp_path, text))
     assert found.parts == ["train", "train", "validation", "test"]
     assert found.groups == ["x", "", "y", "z"]
+    assert list_csv(write(tmp_path, text.replace("train,\n", "train,x\n"))).groups == ["x", "x", "y", "z"]
 
 
 def test_rows_that_cannot_be_used_are_named_with_their_lines_at_once(tmp_path):
@@ -47,12 +55,12 @@ def test_rows_that_cannot_be_used_are_named_with_their_lines_at_once(tmp_path):
         f"line 3: no file {str(tmp_path / 'gone.png')!r}",
         "line 4: no label",
         "line 5: split 'nowhere' is none of train, validation, test",
-        "line 6: the same path as in line 2",
+        "line 6: the same file as in line 2",
         "line 7: no path",
         "line 8: group 'g' is also in another split",
         "line 9: 5 fields, but 4 columns; quote fields with commas",
         "line 9: split 'white' is none of train, validation, test",
-        "line 9: the same path as in line 4",
+        "line 9: the same file as in line 4",
     ]
 
 
@@ -61,6 +69,7 @@ def test_rows_that_cannot_be_used_are_named_with_their_lines_at_once(tmp_path):
     [
         ("image,class\n1.png,a\n", "columns path and label.*'image', 'class'"),
         ("", "columns path and label"),
+        ("path,label\n", "no row has an image"),
         ("path,label,label\n1.png,a,b\n", "each column once"),
         ("path,label,split\n1.png,a,train\n2.png,b,val\n", "no row has the split test"),
     ],

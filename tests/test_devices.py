@@ -25,10 +25,11 @@ def test_the_backends_own_reason_and_the_command_to_install_what_is_missing(gpu)
     assert command.startswith("pip install ") and backend in command
 
 
-@pytest.mark.parametrize("hidden", ["", "-1"])
-def test_a_gpu_that_its_user_hides(hidden, gpu, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert "CUDA_VISIBLE_DEVICES" in devices.why_no_gpu("tensorflow")
+@pytest.mark.parametrize(("value", "hides"), [("", True), ("-1", True), ("1", False), ("11", False)])
+def test_a_gpu_that_its_user_hides(value, hides, gpu, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    monkeypatch.setitem(devices.BACKENDS, "tensorflow", devices._Backend("", "tensorflow"))
+    assert ("CUDA_VISIBLE_DEVICES" in devices.why_no_gpu("tensorflow")) == hides
 
 
 def test_a_machine_without_a_gpu(monkeypatch):

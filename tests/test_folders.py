@@ -52,9 +52,12 @@ def test_a_subfolder_of_a_class_is_a_group_and_its_images_share_its_key(tmp_path
 
 
 def test_parts_inside_the_classes_are_a_problem(tmp_path):
-    touch(tmp_path, *(f"{name}/{part}/1.png" for name in "ab" for part in ("Train", "Testing")))
-    (problem,) = list_folder(tmp_path, SUFFIXES).problems
-    assert "subfolders Testing/, Train/: the parts must be above the classes" in problem
+    for number, parts in enumerate([("Testing", "Train"), ("test_set", "train_set"), ("mug 1", "train")]):
+        folder = tmp_path / str(number)
+        touch(folder, *(f"{name}/{part}/1.png" for name in "ab" for part in parts))
+        (problem,) = list_folder(folder, SUFFIXES).problems
+        named = ", ".join(f"{part}/" for part in parts if part != "mug 1")
+        assert f"subfolders {named}: the parts must be above the classes" in problem
 
 
 def test_the_classes_are_those_of_all_parts(tmp_path):
@@ -131,6 +134,7 @@ MISFITS = {
     "no class folders": ["Training/1.png", "Testing/1.png"],
     "names in one word": ["traindata/a/1.png", "testdata/a/1.png"],
     "names of image translation": ["trainA/x/1.png", "trainB/x/1.png", "testA/x/1.png"],
+    "one part too many": ["train/a/1.png", "test/a/1.png", "val_data/a/1.png"],
     "a folder too deep": ["train/train/a/1.png", "train/train/b/1.png", "other/a/1.png"],
 }
 
@@ -144,8 +148,18 @@ def test_names_that_look_like_parts_and_do_not_fit_are_refused(names, tmp_path):
 
 
 def test_classes_may_be_named_like_parts(tmp_path):
-    touch(tmp_path, "train/1.png", "bus/1.png", "test/1.png")
-    assert list(class_folders(tmp_path)) == ["bus", "test", "train"]
+    touch(tmp_path / "flat", "train/1.png", "bus/1.png", "test/1.png")
+    assert list(class_folders(tmp_path / "flat")) == ["bus", "test", "train"]
+    touch(tmp_path / "groups", "Testudo graeca/t1/1.png", "Testudo hermanni/t1/1.png", "trainer/x/1.png")
+    assert len(class_folders(tmp_path / "groups")) == 3
+    assert list_folder(tmp_path / "groups", SUFFIXES).problems == []
+
+
+def test_control_characters_in_skipped_names_do_not_reach_the_terminal(tmp_path, capsys):
+    touch(tmp_path, "a/1.png", "b/1.png", "x\x1b[31m.md", "a/1.\x1b[31m")
+    list_folder(tmp_path, SUFFIXES)
+    printed = capsys.readouterr().out
+    assert printed.count(r"\x1b[31m") == 2 and "\x1b" not in printed
 
 
 def test_class_names_in_any_language(tmp_path):

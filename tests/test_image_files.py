@@ -215,14 +215,25 @@ def test_corrupt_metadata_of_a_png_do_not_matter(chunk, place, tmp_path):
     np.testing.assert_array_equal(read_like(tmp_path / "a.png", PICTURE.shape), PICTURE)
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about the metadata
 @pytest.mark.parametrize(
     "segment", [b"\xff\xe0\0\x07JFIF\0", b"\xff\xe2\0\x0eICC_PROFILE\0", b"\xff\xed\0\x10Photoshop 3.0\0"]
 )
 def test_corrupt_segments_of_a_jpeg_do_not_matter(segment, tmp_path):
-    Image.fromarray(PICTURE).save(tmp_path / "a.jpg", quality=95, subsampling=0)
-    content = (tmp_path / "a.jpg").read_bytes()
-    (tmp_path / "a.jpg").write_bytes(content[:2] + segment + content[2:])
-    np.testing.assert_allclose(read_like(tmp_path / "a.jpg", PICTURE.shape), PICTURE.astype(int), atol=12)
+    """The rotation, in another segment, is still applied; colours are right; what is cut off is still noticed."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for mode in ("RGB", "CMYK"):
+        Image.fromarray(PICTURE).convert(mode).save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=exif)
+        content = (tmp_path / "a.jpg").read_bytes()
+        content = content[:2] + segment + content[2:]
+        (tmp_path / "a.jpg").write_bytes(content)
+        image = read_like(tmp_path / "a.jpg", PICTURE.shape)
+        np.testing.assert_allclose(image, np.rot90(PICTURE, 2).astype(int), atol=12)
+    for cut in (1, 12, len(content) // 2):
+        (tmp_path / "a.jpg").write_bytes(content[:-cut])
+        with pytest.raises(InputError, match=r"a\.jpg: "):
+            read_like(tmp_path / "a.jpg", PICTURE.shape)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about the metadata
@@ -436,6 +447,14 @@ def test_a_failing_disk_is_not_an_unreadable_image(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(OSError, match="Input/output error"):
+        load(tmp_path, unreadable="skip")
+
+    def no_memory(*given):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", opened)
+    monkeypatch.setattr(Image.Image, "convert", no_memory)
+    with pytest.raises(MemoryError):
         load(tmp_path, unreadable="skip")
 
 

@@ -49,10 +49,10 @@ class Model:
         (
             500,
             False,
-            "a batch of 960 images does not fit into memory; one of 480 does, .* divide IMAGES_PER_CLASS by 2",
+            "a batch of 960 images does not fit into memory; one of 480 does, .* Divide IMAGES_PER_CLASS, .* by 2\\.",
         ),
-        (100, False, "960 images does not.* one of 60 does, as a step has shown: divide IMAGES_PER_CLASS by 16"),
-        (100, True, "2,880 images does not.* one of 180 does, as a step has shown: divide IMAGES_PER_CLASS by 16"),
+        (100, False, "960 images does not.* one of 60 does, as a step has shown. Divide IMAGES_PER_CLASS, .* by 16"),
+        (100, True, "2,880 images does not.* one of 180 does, as a step has shown. Divide IMAGES_PER_CLASS, .* by 16"),
         (1, False, "`IMAGE_SIZE` must be smaller: a batch of 960 images does not.*, and no smaller one does"),
     ],
 )
@@ -86,13 +86,30 @@ def test_a_batch_is_judged_by_a_part_of_it_and_the_model_stays_as_it_was(free, r
     monkeypatch.setattr(memory, "_highest_memory", measured)
     monkeypatch.setattr(memory, "LARGEST_FACTOR", 10**6)
     if refused:
-        with pytest.raises(InputError, match=r"with 64 takes about 0\.1 GiB .* Divide IMAGES_PER_CLASS by 4\.$"):
+        with pytest.raises(InputError, match=r"with 64 takes about 0\.1 GiB .* Divide IMAGES_PER_CLASS, .* by 4\.$"):
             memory.check_first_batch(model, batches_of(64))
     else:
         memory.check_first_batch(model, batches_of(64))
     assert rows == [2, 2]  # as little as the large factor demands
     for each, value in zip(variables, before, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(each), value)
+
+
+def test_a_triplet_has_three_images(monkeypatch):
+    """So many bytes are free that 60 images would surely fit, but not 60 triplets."""
+    monkeypatch.setattr(memory, "_step", lambda *given: steps.append(given[-1]))
+    monkeypatch.setattr(memory, "_highest_memory", lambda function: function() or 0)
+    model, sizes = small_model(), []
+    for triplets in (False, True):
+        steps = []
+        for free in range(10**6, 3 * 10**7, 10**5):
+            monkeypatch.setattr(devices, "free_memory", lambda free=free: free)
+            before = len(steps)
+            memory.check_first_batch(model, batches_of(60, triplets))
+            if len(steps) == before:
+                sizes.append(free)
+                break
+    assert sizes[1] / sizes[0] == pytest.approx(3, rel=0.2)
 
 
 @linux

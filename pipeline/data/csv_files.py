@@ -18,19 +18,20 @@ def list_csv(path: str | os.PathLike) -> ImageList:
         path: path of the file.
 
     Returns:
-        An `ImageList`; `names` are the paths as they are written.
+        An `ImageList`; `names` are the paths in the file, with `/`, and without `./`.
 
     Raises:
-        InputError: if the file cannot be read or rows cannot be used; the message names all with their line numbers.
+        InputError: if the file cannot be read or rows cannot be used; the message names up to 50 with their lines.
     """
-    path, problems, skipped = Path(path), [], 0
+    path, skipped = Path(path), 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            while (header := file.readline()) and (not header.strip() or header.startswith("sep=")):
+            while (header := file.readline()) and (not header.strip() or header.lower().strip('"').startswith("sep=")):
                 skipped += 1  # such as Excel's first line
             delimiter = max(",;\t", key=header.count)
             columns = [name.strip().strip('"').lower() for name in header.split(delimiter)]
-            if not {"path", "label"} <= set(columns) or len(set(columns)) < len(columns):
+            named = [name for name in columns if name]
+            if not {"path", "label"} <= set(named) or len(set(named)) < len(named):
                 rule = "`DATASET` must have the columns path and label, each column once"
                 raise InputError(f"{rule}. Received: {path} with {columns}")
             reader = csv.reader(file, delimiter=delimiter)
@@ -40,24 +41,28 @@ def list_csv(path: str | os.PathLike) -> ImageList:
     rows = [(line, len(fields), dict(zip(columns, fields, strict=False))) for line, fields in rows if any(fields)]
     has_split = any(row.get("split") for *_, row in rows)
     first_line, part_of_group, files = {}, {}, []
+    problems = [] if rows else ["no row has an image"]
     for line, count, row in rows:
-        written, label, part = row.get("path", ""), normal_name(row.get("label", "")), row.get("split", "").lower()
-        file, group = _file(path.parent, written), normal_name(row.get("group", ""))
+        written, label, split = row.get("path", ""), normal_name(row.get("label", "")), row.get("split", "").lower()
+        file, group, part = _file(path.parent, written), normal_name(row.get("group", "")), PART_OF.get(split, TRAIN)
+        real = os.path.realpath(file)
         wrong = [
             f"{count} fields, but {len(columns)} columns; quote fields with commas" if count > len(columns) else "",
             "no path" if not written else "",
             "no label" if not label else "",
             f"label {label!r} has control characters" if has_control_characters(label) else "",
             f"no file {str(file)!r}" if written and not file.is_file() else "",
-            f"split {part!r} is none of {', '.join(PARTS)}" if has_split and part not in PART_OF else "",
-            f"the same path as in line {first_line[written]}" if written in first_line else "",
+            f"split {split!r} is none of {', '.join(PARTS)}" if has_split and split not in PART_OF else "",
+            f"the same file as in line {first_line[real]}" if real in first_line else "",
             f"group {group!r} is also in another split" if part_of_group.get(group, part) != part else "",
         ]
-        first_line.setdefault(written, line)
+        if written:
+            first_line.setdefault(real, line)
         if group:
             part_of_group.setdefault(group, part)
         problems += [f"line {line}: {each}" for each in wrong if each]
-        files.append((file, label, normal_name(written), group, PART_OF.get(part, TRAIN)))
+        name = os.path.normpath(normal_name(written).replace("\\", "/")).replace(os.sep, "/")
+        files.append((file, label, name, group, part))
     class_names = sorted({label for _, label, *_ in files if label})
     if has_split and not any(part == TEST for *_, part in files):
         problems.append("no row has the split test")

@@ -6,18 +6,29 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.data.image_list import PART_OF, PARTS, TEST, TRAIN, ImageList, has_control_characters, normal_name
+from pipeline.data.image_list import (
+    PART_OF,
+    PARTS,
+    TEST,
+    TRAIN,
+    ImageList,
+    has_control_characters,
+    normal_name,
+    printable,
+)
 from pipeline.errors import InputError
 
 # What operating systems, network storage, editors and archive tools leave in folders, in lower case; hidden ones apart.
 LITTER = {
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "#recycle", "#snapshot", "~snapshot"),
     *("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
-    *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder", "lost+found", "found.000"),
+    *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder", "lost+found"),
     *("__pycache__", "_vti_cnf", "_vti_pvt", "recycler", "dfsrprivate", "_gsdata_", "@database", "@appstore"),
 }
-LITTER_PATTERN = re.compile(r"\.|~\$|found\.\d{3}$|synophoto_thumb_|.*\.lrdata$")  # of hidden ones too
-PART_LIKE = re.compile(r"train|test|valid|(.*[^a-z])?(train|test|val|valid|training|testing|validation)([^a-z]|$)")
+LITTER_PATTERN = re.compile(r"\.|~\$|found\.\d{3}$|synophoto_thumb_|.*\.lrdata$")  # "." of hidden ones
+PART_LIKE = re.compile(
+    r"(.*[^a-z])?(train|test|val|valid)(ing|ation|idation)?(data|sets?|images?|imgs?|[ab])?([^a-z]|$)"
+)
 
 
 def check_folder(folder: str | os.PathLike, run_folder: str | os.PathLike) -> None:
@@ -28,7 +39,7 @@ def check_folder(folder: str | os.PathLike, run_folder: str | os.PathLike) -> No
         run_folder: path of the run folder, which must not be inside it.
 
     Raises:
-        InputError: if the run folder is inside the data set, its parts do not fit, or it has fewer than two classes.
+        InputError: as `class_folders`, or if the run folder is inside the data set or there are fewer than two classes.
     """
     if Path(os.path.realpath(run_folder)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"`RUN_FOLDER` must not be inside `DATASET`. Received: {str(run_folder)!r} in {str(folder)!r}")
@@ -66,7 +77,7 @@ def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageLi
         An `ImageList`; `names` are those of the files, without the folders above.
 
     Raises:
-        InputError: if the folder cannot be read, or its parts do not fit.
+        InputError: as `class_folders`.
     """
     folder = Path(folder)
     litter, problems, outside = Counter(), [], []
@@ -88,7 +99,8 @@ def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageLi
     _print_skipped(folder, [path for path, *_ in files], suffixes, outside, litter)
     files = [each for each in files if each[0].suffix.lower() in suffixes]
     groups = [normal_name(inside.parts[0]) if len(inside.parts) > 1 else "" for _, _, inside, _ in files]
-    like_parts = sorted({group for group in groups if group.lower() in PART_OF})
+    similar = sorted({group for group in groups if PART_LIKE.match(group.lower())})
+    like_parts = [group for group in similar if group.lower() in PART_OF or len(similar) == len(set(groups) - {""}) > 1]
     if like_parts:
         named = ", ".join(f"{name}/" for name in like_parts)
         problems.append(
@@ -116,7 +128,7 @@ def _parts_of(folder):
     with_classes = [name for name in similar if _subfolders(folder / name, Counter())]
     found = [(PART_OF[name.lower()], name) for name in with_classes if name.lower() in PART_OF]
     parts = dict(sorted(found, key=lambda each: PARTS.index(each[0])))
-    if {TRAIN, TEST} <= set(parts) and len(parts) == len(found):
+    if {TRAIN, TEST} <= set(parts) and len(parts) == len(with_classes):
         return parts
     if found or len(with_classes) > 1 or 1 < len(similar) == len(names):
         raise InputError(
@@ -183,10 +195,12 @@ def _print_skipped(folder, paths, suffixes, outside, litter):
         named = ", ".join(f"{count:,} {name}" for name, count in litter.most_common(30))
         print(f"Skipped files and folders of the system in {folder}: {named}")
     if outside:
-        print(f"Skipped, not in a class folder: {', '.join(outside[:20])}{' ...' * (len(outside) > 20)}")
+        named = printable(", ".join(outside[:20])) + " ..." * (len(outside) > 20)
+        print(f"Skipped, not in a class folder: {named}")
     others = Counter(path.suffix.lower() or "no suffix" for path in paths)
     others = [f"{count:,} {suffix}" for suffix, count in sorted(others.items()) if suffix not in suffixes]
     if others:
-        print(f"Skipped files in {folder} that are no images: {', '.join(others[:20])}{' ...' * (len(others) > 20)}")
+        named = printable(", ".join(others[:20])) + " ..." * (len(others) > 20)
+        print(f"Skipped files in {folder} that are no images: {named}")
     if any(path.suffix.lower() in (".heic", ".heif", ".hif") for path in paths) and ".heic" not in suffixes:
         print("To read HEIC images: pip install pillow-heif")

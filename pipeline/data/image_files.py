@@ -1,10 +1,9 @@
-"""Decodes image files into arrays of one size, and names every file that cannot be read."""
+"""Decodes image files into arrays of one size, and names files that cannot be read."""
 
 import contextlib
 import errno
 import math
 import os
-import re
 import sys
 import time
 import warnings
@@ -17,12 +16,12 @@ import keras
 import numpy as np
 from PIL import Image
 
+from pipeline.data.image_list import printable
 from pipeline.data.pixels import Range, header, rgb_pixels
 from pipeline.errors import InputError
 
 # Errors that say nothing about the file: of the network or the disk behind it, or too many open files.
 NOT_THE_FILE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENODEV)
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that would change what a terminal shows
 MOST_NAMED = 20  # lines of an error or a warning that name files
 
 
@@ -31,7 +30,7 @@ class Decoded(NamedTuple):
 
     Attributes:
         images: uint8, shape `(n, 3, height, width)`; those that cannot be read are left as they are.
-        digests: a checksum of each image's pixels, shape `(n,)`.
+        digests: n checksums of the images' pixels; `b""` for images that cannot be read.
         errors: dict from indices to the errors of images that cannot be read.
         value_range: lowest and highest value of 16-bit and floating-point images, which become 0 and 255; None without
             such images.
@@ -99,7 +98,7 @@ def read_images(
         uint8, shape `(n, 3, height, width)`.
 
     Raises:
-        InputError: if files cannot be read; the message names them all.
+        InputError: if files cannot be read; the message names the first twenty.
     """
     decoded = _decode(paths, size, fit, value_range)
     if decoded.errors:
@@ -113,8 +112,7 @@ def in_lines(sentences: Sequence[str]) -> str:
     shown = list(sentences[:MOST_NAMED])
     if len(sentences) > len(shown):
         shown.append(f"and {len(sentences) - len(shown):,} more")
-    escaped = [CONTROL.sub(lambda found: repr(found[0])[1:-1], line) for line in shown]
-    return "".join(f"\n  {line}" for line in escaped)
+    return "".join(f"\n  {printable(line)}" for line in shown)
 
 
 def reason(path: str | os.PathLike, error: Exception) -> str:
@@ -183,7 +181,7 @@ def _returning_errors(read):
         try:
             return read(item)
         except Exception as error:  # Pillow raises many types for a corrupt file, even TypeError and struct.error
-            if getattr(error, "errno", None) in NOT_THE_FILE:
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in NOT_THE_FILE:
                 raise
             return error
 

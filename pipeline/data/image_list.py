@@ -1,5 +1,6 @@
 """What a data set is made of: its image files, classes and parts. Standard library alone."""
 
+import re
 import unicodedata
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,11 @@ class ImageList(NamedTuple):
 def normal_name(name: str) -> str:
     """A name with accents composed (Unicode NFC), as Linux and Windows write them and macOS may not."""
     return unicodedata.normalize("NFC", name)
+
+
+def printable(text: str) -> str:
+    """A text whose control characters are escaped, so that they do not change what a terminal shows."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
 def has_control_characters(name: str) -> bool:

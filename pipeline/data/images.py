@@ -51,7 +51,7 @@ def load_images(
         `DataSet`.
 
     Raises:
-        InputError: if the download fails, or images cannot be used; the message names everything that is wrong.
+        InputError: if the download fails, or images cannot be used; as `read_listed`.
     """
     fractions = test_fraction, validation_fraction, seed
     if dataset not in BUILT_IN_DATASETS:

@@ -48,40 +48,47 @@ def _opened(path):
     try:
         return Image.open(path)
     except Exception as error:  # such as a PNG text chunk that is corrupt or too large
-        content = None if getattr(error, "errno", None) else _without_metadata(path)
-        if content is None:
+        if getattr(error, "errno", None):
             raise
-        return Image.open(content)
+        for with_exif in (True, False):  # which says how to turn the image, if it is not corrupt itself
+            content = _without_metadata(path, with_exif)
+            if content is not None:
+                with contextlib.suppress(Exception):
+                    return Image.open(content)
+        raise
 
 
-def _without_metadata(path):
+def _without_metadata(path, with_exif=False):
     """A PNG or JPEG file with nothing but its pixels; None for another file."""
     with open(path, "rb") as file:
         signature = file.read(8)
         if signature == b"\x89PNG\r\n\x1a\n":
-            return io.BytesIO(signature + b"".join(_png_chunks(file)))
+            return io.BytesIO(signature + b"".join(_png_chunks(file, with_exif)))
         if signature.startswith(b"\xff\xd8"):
             file.seek(2)
-            return io.BytesIO(b"\xff\xd8" + b"".join(_jpeg_segments(file)))
+            return io.BytesIO(b"\xff\xd8" + b"".join(_jpeg_segments(file, with_exif)))
     return None
 
 
-def _png_chunks(file):
+def _png_chunks(file, with_exif):
     while len(head := file.read(8)) == 8:
         length, name = struct.unpack(">I4s", head)
         chunk = head + file.read(length + 4)
-        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (name == b"eXIf" and with_exif):
             yield chunk
 
 
-def _jpeg_segments(file):
+def _jpeg_segments(file, with_exif):
     while len(head := file.read(4)) == 4:
         _, marker, length = struct.unpack(">BBH", head)
         if marker == 0xDA:  # the pixels
             yield head + file.read()
             return
         segment = head + file.read(max(length - 2, 0))
-        if not (0xE0 <= marker <= 0xED or marker in (0xEF, 0xFE)):  # metadata; 0xEE says how colours are stored
+        is_exif = marker == 0xE1 and segment[4:8] == b"Exif"
+        says_how_colours_are_stored = marker == 0xEE and length >= 14
+        is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        if not is_metadata or says_how_colours_are_stored or (is_exif and with_exif):
             yield segment
 
 
@@ -94,7 +101,8 @@ def header(path: str | os.PathLike) -> tuple[tuple[int, int], Range | None, bool
         width, height = image.size
         wide = image.mode.startswith("I") or image.mode == "F"
         value_range = (float((values := _values(image)).min()), float(values.max())) if wide else None
-        is_reduced = not wide and any(";16" in str(tile[3]) for tile in image.tile)
+        details = [str(tile[3]) for tile in image.tile]  # of PNG and TIFF, and of PPM, with the highest value
+        is_reduced = not wide and any(";16" in each or "65535" in each for each in details)
         turned = _orientation(image) in (5, 6, 7, 8)
         return ((width, height) if turned else (height, width)), value_range, is_reduced
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.data.image_files import in_lines, read_data_set, reason
-from pipeline.data.image_list import PARTS, TRAIN, ImageList
+from pipeline.data.image_list import PARTS, TRAIN, ImageList, printable
 from pipeline.data.splits import DataSet, Images, in_parts, repeated_images, split
 from pipeline.errors import InputError
 
@@ -31,7 +31,7 @@ def read_listed(
         `DataSet`, whose parts are views of one array.
 
     Raises:
-        InputError: if images or classes cannot be used; the message names everything that is wrong.
+        InputError: if images or classes cannot be used; the message says all that is wrong, and names the first twenty.
     """
     keys = [group or name for group, name in zip(listed.groups, listed.names, strict=True)]
     parts, kept, wrong = _split(range(len(keys)), keys, listed, fractions)
@@ -47,9 +47,12 @@ def read_listed(
         parts, kept, wrong = _split(parts, keys, listed, fractions)
 
     repeated = repeated_images(digests, parts)
-    _print_equal_images(listed, parts, repeated, digests)
     counts = Counter(listed.labels[index] for index, part in parts.items() if part == TRAIN and index not in repeated)
     small = {label: counts[label] for label in range(len(listed.class_names)) if counts[label] < 2}
+    if small and small_classes == "skip":  # whose images do not count
+        parts = {index: part for index, part in parts.items() if listed.labels[index] not in small}
+        repeated = repeated_images(digests, parts)
+    _print_equal_images(listed, parts, repeated, digests)
     small_names = [f"{listed.class_names[label]} ({count})" for label, count in small.items()]
     if small and small_classes == "stop":
         wrong.insert(
@@ -57,16 +60,12 @@ def read_listed(
             "every class needs two training images; --small-classes skip leaves out those with fewer: "
             + shortened(small_names),
         )
-    places = [
-        place
-        for place, index in enumerate(order)
-        if index in parts and index not in repeated and listed.labels[index] not in small
-    ]
+    places = [place for place, index in enumerate(order) if index in parts and index not in repeated]
     places.sort(key=lambda place: PARTS.index(parts[order[place]]))
     left = {parts[order[place]] for place in places}
     if not wrong and (len(small) > len(listed.class_names) - 2 or left != set(PARTS)):
-        missing = ", ".join(part for part in PARTS if part not in left) or "a second class"
-        wrong.append(f"after leaving out images and classes, there must be {missing} images, but there are none")
+        missing = [f"{part} images" for part in PARTS if part not in left] or ["a second class"]
+        wrong.append(f"after leaving out images and classes, there are no {' and no '.join(missing)}")
     if len(wrong) == 1 and wrong[0].startswith("`"):  # a rule of its own
         raise InputError(wrong[0])
     if wrong:
@@ -76,7 +75,8 @@ def read_listed(
         print(f"Skipped files that cannot be read: {len(unread):,}{in_lines(unread)}")
     if small:
         print(f"Skipped classes with fewer than two training images: {len(small):,}, {shortened(small_names)}")
-    _print_notes(listed, parts, [index for index in kept if listed.labels[index] not in small])
+    used = {order[place]: parts[order[place]] for place in places}
+    _print_notes(listed, used, [index for index in kept if index in used])
     remaining = [label for label in range(len(listed.class_names)) if label not in small]
     new_labels = {label: number for number, label in enumerate(remaining)}
     images = decoded.images if len(places) == len(order) else decoded.images[places]  # a copy only if it must be
@@ -102,7 +102,7 @@ def _split(indices, keys, listed, fractions):
 
 def shortened(names: Sequence[str]) -> str:
     """The first twenty names, with commas."""
-    return ", ".join(names[:20]) + " ..." * (len(names) > 20)
+    return printable(", ".join(names[:20])) + " ..." * (len(names) > 20)
 
 
 def _print_notes(listed, parts, kept):

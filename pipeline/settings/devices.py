@@ -41,7 +41,7 @@ def why_no_gpu(backend: str) -> str:
     if not _has_nvidia_gpu():
         return ""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None and not hidden.strip("- 1"):
+    if hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles"):
         return f"The environment variable CUDA_VISIBLE_DEVICES = {hidden!r} hides it."
     command = f"To install what it needs: pip install {BACKENDS[backend].install}"
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0", "JAX_PLATFORMS": ""}
@@ -85,7 +85,7 @@ def free_memory() -> int | None:
 def _free_in_groups():
     """Bytes that are free in the control groups of this process, with which Docker and Slurm limit memory."""
     try:
-        lines = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in OWN_GROUPS.read_text(errors="replace").splitlines()]
     except OSError:
         return
     for _, controllers, path in lines:
@@ -99,7 +99,8 @@ def _free_in_groups():
         for folder in (group, *group.parents):
             try:
                 limit, used = (int((folder / name).read_text()) for name in names[:2])
-                cached = re.search(rf"^{names[2]} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+                details = (folder / "memory.stat").read_text() if (folder / "memory.stat").exists() else ""
+                cached = re.search(rf"^{names[2]} (\d+)$", details, re.MULTILINE)
                 yield limit - used + int(cached[1] if cached else 0)  # files that have been read can be forgotten
             except (OSError, ValueError):  # no such folder, or "max"
                 pass

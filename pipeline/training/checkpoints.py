@@ -64,7 +64,8 @@ class Checkpoints(keras.callbacks.Callback):
             InputError: if a checkpoint cannot be written, or a batch does not fit into memory.
         """
         verbose, error = 1 if sys.stdout.isatty() else 2, ""
-        memory.check_first_batch(self.trained, self.batches)
+        if self.epochs_left(epochs):
+            memory.check_first_batch(self.trained, self.batches)
         with process.stop_requests(self.request_stop):
             # Keras fixes the number of batches for all epochs of one `fit`, and a resumed epoch has fewer.
             while self.epochs_left(epochs):

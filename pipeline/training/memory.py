@@ -20,10 +20,10 @@ RULE = "`IMAGES_PER_CLASS` or `IMAGE_SIZE` must be smaller:"
 
 
 def check_first_batch(model: keras.Model, batches: Batches) -> None:
-    """Measures a step with a sixteenth of a batch, if a whole one may not fit into the memory of the host.
+    """Measures a step with a part of a batch, if a whole one may not fit into the memory of the host.
 
     Where memory runs out on a CPU, the system kills the process, or TensorFlow crashes. A GPU raises an error instead,
-    for which there is `explanation`. The model's state is restored afterwards. On other systems than Linux it does
+    for which there is `explanation`. The model's state is restored after the step. On other systems than Linux it does
     nothing.
 
     Args:
@@ -31,11 +31,12 @@ def check_first_batch(model: keras.Model, batches: Batches) -> None:
         batches: `Batches` for training.
 
     Raises:
-        InputError: if the batch would not fit; the message says how many images would.
+        InputError: if the batch would not fit; the message says by how much it must be smaller.
     """
     free = devices.free_memory()
     images, labels = batches[0]
-    needed = 4 * LARGEST_FACTOR * _outputs(model) * len(images)  # of 4 bytes
+    per_row = _images_per_row(images)
+    needed = 4 * LARGEST_FACTOR * _outputs(model) * len(images) * per_row  # of 4 bytes
     if free is None or "cpu" not in str(keras.ops.zeros(1).device).lower() or needed < free:
         return
     count = max(2, min(len(labels) // PART, int(len(labels) * free / needed / 2)))
@@ -51,17 +52,16 @@ def check_first_batch(model: keras.Model, batches: Batches) -> None:
     except Exception as error:
         if not process.is_out_of_memory(error):
             raise
-        few = f"not even a step with {_images_per_row(images) * count:,} images fits into memory"
+        few = f"not even a step with {per_row * count:,} images fits into memory"
         raise InputError(f"{RULE} {few}. Received: {process.in_short(error)}") from error
     for each, value in zip(variables, state, strict=True):
         each.assign(value)
     model.train_function = None  # or TensorFlow would train with a graph for batches of any size
     if used > free:
-        per_row, divisor = _images_per_row(images), math.ceil(used / max(free, 1))
+        divisor = math.ceil(used / max(free, 1))
         raise InputError(
             f"{RULE} as a step with {per_row * count:,} images has shown, one with {per_row * len(labels):,} takes "
-            f"about {used / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free. Divide IMAGES_PER_CLASS by "
-            f"{divisor}."
+            f"about {used / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free. {_advice(divisor)}"
         )
 
 
@@ -72,6 +72,9 @@ def explanation(model: keras.Model, batches: Batches, error: str) -> str:
         model: compiled `keras.Model`, whose weights the steps change.
         batches: `Batches` for training, whose first one does not fit.
         error: str, what was raised.
+
+    Returns:
+        A sentence.
     """
     images, labels = batches[0]
     per_row, divisor = _images_per_row(images), 2
@@ -85,10 +88,14 @@ def explanation(model: keras.Model, batches: Batches, error: str) -> str:
             if not process.is_out_of_memory(raised):
                 break
         else:
-            advice = f"one of {per_row * count:,} does, as a step has shown: divide IMAGES_PER_CLASS by {divisor}"
-            return f"{RULE} {wrong}; {advice}. Received: {error}"
+            fits = f"one of {per_row * count:,} does, as a step has shown. {_advice(divisor)}"
+            return f"{RULE} {wrong}; {fits} Received: {error}"
         divisor *= 2
     return f"`IMAGE_SIZE` must be smaller: {wrong}, and no smaller one does. Received: {error}"
+
+
+def _advice(divisor):
+    return f"Divide IMAGES_PER_CLASS, or together with CLASSES_PER_BATCH, by {divisor}."
 
 
 def _outputs(model):
