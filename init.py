@@ -72,7 +72,7 @@ def main():
         from pipeline.training.learning_rate import warm_up_then_cosine
         from triplet_loss_functions import InBatchTripletLoss, MergeTripletLoss
 
-    keras.utils.set_random_seed(SEED)
+    keras_settings.set_seed(SEED)
     precision = keras_settings.set_precision(PRECISION, IMAGE_SIZE)
 
     # Load and split the images.

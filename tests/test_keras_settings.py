@@ -1,10 +1,12 @@
 """The project's keras.json and the precision; what must happen before Keras is imported, in a process of its own."""
 
 import json
+import random
 import re
 import shutil
 
 import keras
+import numpy as np
 import pytest
 from processes import ROOT, run_python
 
@@ -96,6 +98,17 @@ def on_device(monkeypatch):
 CPUS = ["/job:localhost/replica:0/task:0/device:CPU:0", "TFRT_CPU_0", "cpu"]  # TensorFlow's, JAX's and PyTorch's names
 GPUS = ["/job:localhost/replica:0/task:0/device:GPU:0", "cuda:0"]
 POLICIES = ["float32", "mixed_float16", "mixed_bfloat16"]
+
+
+def test_the_seed_repeats_all_random_numbers():
+    def drawn():
+        numbers = random.random(), np.random.standard_normal()  # noqa: NPY002 - what Keras seeds
+        return *numbers, *keras.ops.convert_to_numpy(keras.random.normal((4,))).tolist()
+
+    keras_settings.set_seed(3)
+    first, second = drawn(), drawn()
+    keras_settings.set_seed(3)
+    assert drawn() == first != second
 
 
 @pytest.mark.parametrize("device", CPUS + GPUS)

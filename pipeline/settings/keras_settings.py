@@ -73,6 +73,14 @@ def apply() -> None:
         raise InputError(f"`keras.json` must have settings that Keras knows. Received: {error}") from error
 
 
+def set_seed(seed: int) -> None:
+    """Seeds Python, NumPy and the backend; without TensorFlow's notes, which Keras seeds too where it is installed."""
+    import keras
+
+    with _quiet_standard_error():
+        keras.utils.set_random_seed(seed)
+
+
 def set_precision(precision: str, image_size: int) -> str:
     """Sets Keras' dtype policy for this device, and prints the versions, the device and the policy.
 
