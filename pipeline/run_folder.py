@@ -14,6 +14,7 @@ from pipeline.settings.options import STARTED_WITH, with_new_names
 
 # Constants that may differ between two commands of one run.
 CHANGEABLE = ("RUN_FOLDER", "OVERWRITE", "CHECKPOINT_MINUTES")
+ADDED = {"SMALL_CLASSES": "stop"}  # constants that runs of earlier versions do not have -> what these versions did
 # The files of a run, except its checkpoints.
 FILES = (
     "report.txt",
@@ -199,6 +200,7 @@ def _has_trained(folder):
 
 def _changed_constants(stored: dict, constants: dict, any_path: bool) -> list[str]:
     """Names of the constants that differ; with `any_path`, paths of `COMPARED_BY_CONTENT` may."""
+    stored, constants = ADDED | stored, ADDED | constants
     names = {*stored, *constants} - {*CHANGEABLE, STARTED_WITH}
     return sorted(name for name in names if not _same(name, stored.get(name), constants.get(name), any_path))
 

@@ -313,6 +313,9 @@ def test_a_finished_run_of_an_earlier_version_is_shown(tmp_path):
     write_run_of_an_earlier_version(tmp_path, overwritten=False)
     finish(tmp_path, "the report")
     assert run_folder.finished_report(tmp_path, CONSTANTS) == "the report"
+    assert run_folder.finished_report(tmp_path, CONSTANTS | {"SMALL_CLASSES": "stop"}) == "the report"
+    with pytest.raises(InputError, match="SMALL_CLASSES was"):  # which did not exist, and was as good as "stop"
+        run_folder.finished_report(tmp_path, CONSTANTS | {"SMALL_CLASSES": "skip"})
 
 
 def test_checkpoints_are_listed_newest_first_and_all_but_the_newest_are_removed(tmp_path):
