@@ -60,6 +60,13 @@ def test_parts_inside_the_classes_are_a_problem(tmp_path):
         assert f"subfolders {named}: the parts must be above the classes" in problem
 
 
+@pytest.mark.parametrize("more", [[], ["masks/cat/1.png"], ["images/1.png"]])
+def test_folders_that_all_hold_the_same_folders_may_not_be_the_classes(more, tmp_path, capsys):
+    touch(tmp_path, "images/cup/1.png", "images/mug/1.png", "masks/cup/1.png", "masks/mug/1.png", *more)
+    list_folder(tmp_path, SUFFIXES)
+    assert ("Warning: every class has the same subfolders (cup, mug)" in capsys.readouterr().out) == (not more)
+
+
 def test_the_classes_are_those_of_all_parts(tmp_path):
     touch(tmp_path, "train/a/1.png", "train/b/1.png", "test/c/1.png")
     assert list_folder(tmp_path, SUFFIXES).class_names == ["a", "b", "c"]

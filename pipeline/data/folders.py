@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
@@ -105,6 +105,16 @@ def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageLi
         named = ", ".join(f"{name}/" for name in like_parts)
         problems.append(
             f"class folders with subfolders {named}: the parts must be above the classes, as in train/CLASS/"
+        )
+    of_class = defaultdict(set)
+    for (_, label, *_), group in zip(files, groups, strict=True):
+        of_class[label].add(group)
+    shared = set.intersection(*of_class.values()) if len(of_class) > 1 else set()
+    if len(shared) > 1 and set().union(*of_class.values()) == shared:
+        named = printable(", ".join(sorted(shared)[:10]))
+        print(
+            f"Warning: every class has the same subfolders ({named}), which are taken as groups. If they are the "
+            f"classes, DATASET must be one of the folders in {folder}."
         )
     return ImageList(
         folder,
