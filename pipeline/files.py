@@ -14,6 +14,8 @@ from pipeline.errors import InputError
 PARTIAL = ".part."  # prefix of a file that is being written
 UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF)  # by a file system
 HELD = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY)  # by a virus scanner, a backup or a synchronisation
+# The disk, the terminal or the network behind them; or the system's limit of open files.
+DEVICE_FAILED = (errno.EIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
 HELD_SECONDS = 5.0  # how long to wait for a file that another program holds open
 
 

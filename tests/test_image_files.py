@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.image_files import MOST_NAMED, read_images
+from pipeline.data.image_files import read_images
+from pipeline.data.image_list import MOST_NAMED
 from pipeline.data.images import load_images
 from pipeline.data.pixels import image_suffixes
 from pipeline.errors import InputError

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from pipeline.data.image_list import shortened
 from pipeline.data.splits import Images, at_most
 
 MANY_USES = 20  # of an image in an epoch, from which on there is a warning
@@ -84,7 +85,7 @@ def training_batches(
     if small:
         print(
             f"Classes with fewer than IMAGES_PER_CLASS = {images_per_class} training images, which are repeated within "
-            f"a batch: {', '.join(small[:20])}{' ...' * (len(small) > 20)}"
+            f"a batch: {shortened(small)}"
         )
     batches = Batches(train, classes_and_images(train.labels, classes, images_per_class), seed, augment)
     uses = np.bincount(train.labels[np.concatenate(batches.batches)], minlength=len(class_names)) / counts

@@ -5,7 +5,16 @@ import os
 import unicodedata
 from pathlib import Path
 
-from pipeline.data.image_list import PART_OF, PARTS, TEST, TRAIN, ImageList, has_control_characters, normal_name
+from pipeline.data.image_list import (
+    PART_OF,
+    PARTS,
+    TEST,
+    TRAIN,
+    ImageList,
+    has_control_characters,
+    in_lines,
+    normal_name,
+)
 from pipeline.errors import InputError
 
 
@@ -67,8 +76,7 @@ def list_csv(path: str | os.PathLike) -> ImageList:
     if has_split and not any(part == TEST for *_, part in files):
         problems.append("no row has the split test")
     if problems:
-        named = "\n  ".join(problems[:50] + [f"and {len(problems) - 50:,} more"] * (len(problems) > 50))
-        raise InputError(f"`DATASET` must have rows that can all be used. Received: {path}\n  {named}")
+        raise InputError(f"`DATASET` must have rows that can all be used. Received: {path}{in_lines(problems, 50)}")
     labels = {name: number for number, name in enumerate(class_names)}
     return ImageList(
         path,

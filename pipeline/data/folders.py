@@ -15,6 +15,7 @@ from pipeline.data.image_list import (
     has_control_characters,
     normal_name,
     printable,
+    shortened,
 )
 from pipeline.errors import InputError
 
@@ -135,7 +136,8 @@ def _parts_of(folder):
     """
     names = _subfolders(folder, Counter())
     similar = [name for name in names if PART_LIKE.match(name.lower())]
-    with_classes = [name for name in similar if _subfolders(folder / name, Counter())]
+    classes = {name: len(_subfolders(folder / name, Counter())) for name in similar}
+    with_classes = [name for name in similar if classes[name]]
     found = [(PART_OF[name.lower()], name) for name in with_classes if name.lower() in PART_OF]
     parts = dict(sorted(found, key=lambda each: PARTS.index(each[0])))
     if {TRAIN, TEST} <= set(parts) and len(parts) == len(with_classes):
@@ -144,7 +146,7 @@ def _parts_of(folder):
         raise InputError(
             "`DATASET` must have its parts in folders train/, test/ and, optionally, validation/, with class folders "
             f"in each. Rename the folders, or a class of such a name. Received: {str(folder)!r} with "
-            + ", ".join(f"{name}/ ({len(_subfolders(folder / name, Counter()))} class folders)" for name in similar)
+            + ", ".join(f"{name}/ ({count} class folders)" for name, count in classes.items())
         )
     return {}
 
@@ -205,12 +207,10 @@ def _print_skipped(folder, paths, suffixes, outside, litter):
         named = ", ".join(f"{count:,} {name}" for name, count in litter.most_common(30))
         print(f"Skipped files and folders of the system in {folder}: {named}")
     if outside:
-        named = printable(", ".join(outside[:20])) + " ..." * (len(outside) > 20)
-        print(f"Skipped, not in a class folder: {named}")
+        print(f"Skipped, not in a class folder: {shortened(outside)}")
     others = Counter(path.suffix.lower() or "no suffix" for path in paths)
     others = [f"{count:,} {suffix}" for suffix, count in sorted(others.items()) if suffix not in suffixes]
     if others:
-        named = printable(", ".join(others[:20])) + " ..." * (len(others) > 20)
-        print(f"Skipped files in {folder} that are no images: {named}")
+        print(f"Skipped files in {folder} that are no images: {shortened(others)}")
     if any(path.suffix.lower() in (".heic", ".heif", ".hif") for path in paths) and ".heic" not in suffixes:
         print("To read HEIC images: pip install pillow-heif")

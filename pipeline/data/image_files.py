@@ -16,13 +16,12 @@ import keras
 import numpy as np
 from PIL import Image
 
-from pipeline.data.image_list import printable
+from pipeline.data.image_list import in_lines
 from pipeline.data.pixels import Range, header, rgb_pixels
 from pipeline.errors import InputError
+from pipeline.files import DEVICE_FAILED
 
-# Errors that say nothing about the file: of the network or the disk behind it, or too many open files.
-NOT_THE_FILE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENODEV)
-MOST_NAMED = 20  # lines of an error or a warning that name files
+NOT_THE_FILE = (*DEVICE_FAILED, errno.ENOMEM)  # errors that say nothing about the file
 
 
 class Decoded(NamedTuple):
@@ -105,14 +104,6 @@ def read_images(
         named = [f"{paths[number]}: {reason(paths[number], error)}" for number, error in decoded.errors.items()]
         raise InputError(f"Every image file must be readable. Received:{in_lines(named)}")
     return decoded.images
-
-
-def in_lines(sentences: Sequence[str]) -> str:
-    """Sentences as indented lines, the first of many and the number of the others."""
-    shown = list(sentences[:MOST_NAMED])
-    if len(sentences) > len(shown):
-        shown.append(f"and {len(sentences) - len(shown):,} more")
-    return "".join(f"\n  {printable(line)}" for line in shown)
 
 
 def reason(path: str | os.PathLike, error: Exception) -> str:

@@ -1,10 +1,12 @@
-"""What a data set is made of: its image files, classes and parts. Standard library alone."""
+"""What a data set is made of, its image files, classes and parts; and how messages name them. Standard library only."""
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+MOST_NAMED = 20  # names in a line, or lines of names, of a message
 BUILT_IN_DATASETS = {"cifar10": 10, "digits": 10}  # name -> number of classes
 TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
 PART_OF = {  # usual name of a folder, or value of a CSV file's column `split` -> part
@@ -46,6 +48,19 @@ def normal_name(name: str) -> str:
 def printable(text: str) -> str:
     """A text whose control characters are escaped, so that they do not change what a terminal shows."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first twenty names, with commas."""
+    return printable(", ".join(names[:MOST_NAMED])) + " ..." * (len(names) > MOST_NAMED)
+
+
+def in_lines(sentences: Sequence[str], most: int = MOST_NAMED) -> str:
+    """Sentences as indented lines, the first of many and the number of the others."""
+    shown = list(sentences[:most])
+    if len(sentences) > len(shown):
+        shown.append(f"and {len(sentences) - len(shown):,} more")
+    return "".join(f"\n  {printable(line)}" for line in shown)
 
 
 def has_control_characters(name: str) -> bool:

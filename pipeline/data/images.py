@@ -9,9 +9,9 @@ from sklearn.datasets import load_digits
 from pipeline import downloads
 from pipeline.data.csv_files import list_csv
 from pipeline.data.folders import list_folder
-from pipeline.data.image_list import BUILT_IN_DATASETS, TEST, TRAIN
+from pipeline.data.image_list import BUILT_IN_DATASETS, TEST, TRAIN, shortened
 from pipeline.data.pixels import image_suffixes
-from pipeline.data.reading import read_listed, shortened
+from pipeline.data.reading import read_listed
 from pipeline.data.splits import DataSet, Images, in_parts, split
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

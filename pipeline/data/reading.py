@@ -2,12 +2,11 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.data.image_files import in_lines, read_data_set, reason
-from pipeline.data.image_list import PARTS, TRAIN, ImageList, printable
+from pipeline.data.image_files import read_data_set, reason
+from pipeline.data.image_list import PARTS, TRAIN, ImageList, in_lines, shortened
 from pipeline.data.splits import DataSet, Images, in_parts, repeated_images, split
 from pipeline.errors import InputError
 
@@ -98,11 +97,6 @@ def _split(indices, keys, listed, fractions):
         except InputError as error:
             wrong.append(str(error))
     return dict(zip(indices, given, strict=True)), [indices[place] for place in kept], wrong
-
-
-def shortened(names: Sequence[str]) -> str:
-    """The first twenty names, with commas."""
-    return printable(", ".join(names[:20])) + " ..." * (len(names) > 20)
 
 
 def _print_notes(listed, parts, kept):

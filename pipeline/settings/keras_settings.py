@@ -16,9 +16,8 @@ from pathlib import Path
 
 from pipeline.downloads import NO_DOWNLOAD
 from pipeline.errors import InputError
-from pipeline.settings.devices import why_no_gpu
+from pipeline.settings.devices import BACKENDS, why_no_gpu
 
-BACKENDS = ("tensorflow", "jax", "torch")
 SETTINGS_FILE = Path(__file__).resolve().parents[2] / "keras.json"
 
 

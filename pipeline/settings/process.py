@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import InputError, Interrupted
+from pipeline.files import DEVICE_FAILED
 
 NO_SPACE_OR_ACCESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-# The disk, the terminal or the network behind them; or the system's limit of open files.
-DEVICE_FAILED = (errno.EIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
 SIGPIPE = 13  # also on systems that have no such signal
 # What stops training with a checkpoint: besides Ctrl-C, Docker's and Slurm's SIGTERM, the SIGUSR1 that Slurm sends
 # before its time limit, and the end of an ssh session.
