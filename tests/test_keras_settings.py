@@ -53,6 +53,7 @@ def test_the_file_next_to_init_py_counts_and_an_unknown_backend_in_it_is_refused
     assert re.match("-c: `KERAS_BACKEND` must be one of .*theano", done.stderr), done.stderr
 
 
+IN_USE = SETTINGS | {"backend": keras.backend.backend()}  # as in this process, which cannot take another one
 WRONG = {
     "no file": (None, "`keras.json` must be in the same folder as `init.py`"),
     "not text": (b"\x89PNG\xff", "`keras.json` must be a JSON object"),
@@ -60,10 +61,10 @@ WRONG = {
     "a list": (b"[1, 2]", "`keras.json` must be a JSON object"),
     "a missing setting": ({"backend": "tensorflow"}, "`keras.json` must be .*'image_data_format'"),
     "a backend that is not text": (SETTINGS | {"backend": None}, "`keras.json` must be a JSON object"),
-    "an unknown format": (SETTINGS | {"image_data_format": "first"}, "`keras.json` must have .*first"),
-    "an unknown precision": (SETTINGS | {"floatx": "float17"}, "`keras.json` must have .*float17"),
-    "a list as precision": (SETTINGS | {"floatx": ["float32"]}, "`keras.json` must have .*list"),
-    "an epsilon that is not a number": (SETTINGS | {"epsilon": "small"}, "`keras.json` must have .*small"),
+    "an unknown format": (IN_USE | {"image_data_format": "first"}, "`keras.json` must have .*first"),
+    "an unknown precision": (IN_USE | {"floatx": "float17"}, "`keras.json` must have .*float17"),
+    "a list as precision": (IN_USE | {"floatx": ["float32"]}, "`keras.json` must have .*list"),
+    "an epsilon that is not a number": (IN_USE | {"epsilon": "small"}, "`keras.json` must have .*small"),
 }
 
 
