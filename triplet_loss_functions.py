@@ -5,16 +5,12 @@ image of the same class, than to a negative n, an image of another class, by at 
 
     loss(a, p, n) = max(0, d(a, p) - d(a, n) + margin),  d(x, y) = |x - y|²
 
-`InBatchTripletLoss` mines the triplets inside each batch of labelled embeddings, in which several classes need several
-images each. `MergeTripletLoss` takes triplets that you select beforehand. Both are passed to `model.compile`.
+`InBatchTripletLoss` mines the triplets inside each labelled batch, in which several classes need several images each.
+`MergeTripletLoss` takes triplets that you select beforehand. Both are passed to `model.compile`.
 
-Both losses and their gradients are finite for every batch whose embeddings have norms below 1e12, unless a gradient is
-too large for float16 embeddings. If an embedding contains NaN or infinity, the loss is NaN: no mask hides it. An anchor
-without a positive or without a negative forms no triplet. A batch without triplets has loss 0 and gradient 0. No tensor
-has three batch axes.
-
-`_batch_hard` and `_semi_hard` choose a negative, and the gradient follows from the chosen distances. `_batch_all` and
-`_all_semi_hard` count, for each distance, the active triplets that contain it.
+Both losses and their gradients are finite if the norms of all embeddings are below 1e12, unless a gradient is too large
+for float16 embeddings. If an embedding contains NaN or infinity, the loss is NaN: no mask hides it. An anchor without a
+positive or a negative forms no triplet. Without triplets, loss and gradient are 0. No tensor has three batch axes.
 """
 
 import keras
@@ -38,12 +34,10 @@ def in_batch_triplet_loss(
     `mining` selects the triplets (a, p, n):
 
     - `"batch_all"`: every valid triplet (Hermans et al. 2017, "In Defense of the Triplet Loss", equation 6).
-    - `"batch_hard"`: for each anchor, the positive with the largest d(a, p) and the negative with the smallest d(a, n)
-      (the same paper, equation 5).
+    - `"batch_hard"`: for each anchor, the farthest positive and the nearest negative (the same paper, equation 5).
     - `"semi_hard"`: for each pair (a, p), the negative with the smallest d(a, n) > d(a, p) (FaceNet, section 3.2). If
       no negative is farther, the farthest negative, as in TensorFlow Addons.
-    - `"all_semi_hard"`: every valid triplet with d(a, p) < d(a, n) < d(a, p) + margin. The soft margin has no upper
-      limit: d(a, p) < d(a, n).
+    - `"all_semi_hard"`: every valid triplet with d(a, p) < d(a, n) < d(a, p) + margin; `"soft"` sets no upper limit.
 
     `average` selects the loss of the batch: the mean over `"active"` triplets (with a positive loss) or `"all"` mined
     ones (for `"all_semi_hard"`, all valid ones), or the `"sum"` (FaceNet, equation 2). `"auto"` follows the papers:
@@ -51,7 +45,7 @@ def in_batch_triplet_loss(
 
     Args:
         labels: integers, shape `(batch,)` or `(batch, 1)`, at least one. `fit` casts them to float32, which merges some
-            above 2**24, and JAX keeps 32 bits unless its 64-bit mode is on. Graphs do not refuse fractional labels.
+            above 2**24, and JAX keeps 32 bits unless its 64-bit mode is on.
         embeddings: floats, shape `(batch, embedding_size)`. float16 and bfloat16 embeddings are cast to float32. On
             torch, Keras multiplies float64 matrices in float32.
         margin: positive float, in the unit of the distance; or `"soft"`: log(1 + exp(x)) replaces max(0, x + margin),
@@ -63,8 +57,7 @@ def in_batch_triplet_loss(
         Losses of shape `(batch,)`, one for each anchor. They are scaled so that their mean is the selected average.
 
     Raises:
-        ValueError: if a shape is wrong, labels are fractional (outside graph mode), an argument is not one of the
-            values above, or `average` is `"active"` with the soft margin: every triplet then has a positive loss.
+        ValueError: for other shapes or values, fractional labels outside graphs, or `"active"` with the soft margin.
 
     Example: the points 0 and 1 are one class, 2 and 4 another. Three triplets (a, p, n) have a positive loss:
     (1, 0, 2) has 1 - 1 + 0.5, (2, 4, 0) has 4 - 4 + 0.5, and (2, 4, 1) has 4 - 1 + 0.5.
@@ -75,8 +68,7 @@ def in_batch_triplet_loss(
     """
     _check_choice("mining", mining, MINING)
     margin, average = _checked_arguments(margin, distance, average, mining)
-    labels, embeddings = _checked_batch(labels, embeddings)
-    losses, active_count, mined_count = _mined_losses(labels, embeddings, margin, mining, distance)
+    losses, active_count, mined_count = _mined_losses(*_checked_batch(labels, embeddings), margin, mining, distance)
     return _scaled(losses, active_count, mined_count, average)
 
 
@@ -108,8 +100,7 @@ class _TripletLoss(keras.losses.Loss):
         super().__init__(name=name, **kwargs)
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"`dtype` must be float32 or float64, or labels could merge. Received: {self.dtype}")
-        margin, _ = _checked_arguments(**settings)
-        self.settings = {**settings, "margin": margin}
+        self.settings = {**settings, "margin": _checked_arguments(**settings)[0]}
 
     def metrics(self) -> list:
         """The metrics `active_triplets`, `positive_distance` and `negative_distance`, for `compile` or your own loop.
@@ -194,30 +185,25 @@ class TripletStatistic(keras.metrics.Mean):
         4.0
     """
 
-    def __init__(self, loss: _TripletLoss, statistic: str, name: str | None = None, **kwargs):
+    def __init__(self, loss: _TripletLoss | dict, statistic: str, name: str | None = None, **kwargs):
         super().__init__(name=name or statistic, **kwargs)
         _check_choice("statistic", statistic, STATISTICS)
-        self.loss, self.statistic = loss, statistic
+        self.loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss  # a dict if loaded
+        self.statistic = statistic
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         value, weight = self.loss.statistic(self.statistic, y_true, y_pred)
         return super().update_state(value, weight)
 
     def get_config(self) -> dict:
-        loss = keras.saving.serialize_keras_object(self.loss)
-        return {**super().get_config(), "loss": loss, "statistic": self.statistic}
-
-    @classmethod
-    def from_config(cls, config: dict):
-        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
+        return {**super().get_config(), "loss": keras.losses.serialize(self.loss), "statistic": self.statistic}
 
 
 def squared_distances(embeddings):
-    """Squared Euclidean distances between all embeddings of a batch. Never negative, and 0 on the diagonal.
+    """Squared Euclidean distances, shape `(batch, batch)`, between embeddings of shape `(batch, embedding_size)`.
 
-    Between unit vectors the error is about 5e-6 at most, even if a GPU multiplies float32 matrices in TF32. Distances
-    below 2**22 between integer coordinates that differ by less than 2048 are exact. Shapes: `(batch, embedding_size)`
-    to `(batch, batch)`.
+    None is negative; the diagonal is 0. Between unit vectors the error is about 5e-6 at most, even if a GPU multiplies
+    in TF32. Distances below 2**22 between integer coordinates that differ by less than 2048 are exact.
 
         >>> float(squared_distances([[0.0], [3.0]])[0, 1])
         9.0
@@ -294,49 +280,39 @@ def _scaled(losses, active_count, mined_count, average):
 
 def _mined_losses(labels, embeddings, margin, mining, distance):
     """Losses summed for each anchor, shape `(batch,)`, and the numbers of active and of mined triplets."""
-    if mining == "batch_hard":
-        losses, active_count, mined_count = _batch_hard(labels, embeddings, margin, distance)
-    else:
-        mine = {"batch_all": _batch_all, "semi_hard": _semi_hard, "all_semi_hard": _all_semi_hard}[mining]
-        losses, active_count, mined_count = mine(labels, *_distances_and_masks(labels, embeddings, distance), margin)
+    mine = (_batch_all, _batch_hard, _semi_hard, _all_semi_hard)[MINING.index(mining)]
+    losses, active_count, mined_count = mine(labels, embeddings, margin, distance)
     finite = ops.isfinite(ops.sum(ops.stop_gradient(embeddings)))  # otherwise a mask could hide NaN or infinity
     return ops.where(finite, losses, float("nan")), ops.where(finite, active_count, float("nan")), mined_count
 
 
 def _batch_hard(labels, embeddings, margin, distance):
-    """Mines each anchor's farthest positive and nearest negative.
-
-    Dot products only select the triplets. The losses use differences, which are accurate for near duplicates too.
-    """
-    positive, negative = _hardest(labels, ops.stop_gradient(embeddings))  # indices, each of shape (batch,)
-    has_positive = positive != ops.arange(ops.shape(labels)[0], dtype="int32")
-    mined = ops.logical_and(has_positive, ops.take(labels, negative) != labels)
-    positive, negative = ops.take(embeddings, positive, axis=0), ops.take(embeddings, negative, axis=0)
-    to_positive, to_negative = _triplet_distances(embeddings, positive, negative, distance)
-    return _chosen_losses((to_positive - to_negative)[:, None], mined[:, None], margin)
-
-
-def _hardest(labels, embeddings):
-    """Indices of each anchor's farthest positive and of its nearest negative; the anchor's own, if there is none."""
-    embeddings = _translated(embeddings)
-    norms = ops.sum(ops.square(embeddings), axis=1)  # squared norms, shape (batch,)
-    twice, indices = 2 * embeddings, ops.arange(ops.shape(labels)[0], dtype="int32")
+    """Mines each anchor's farthest positive and nearest negative."""
+    # Dot products only select the triplets. The losses use differences, which are accurate for near duplicates too.
+    translated = _translated(ops.stop_gradient(embeddings))
+    norms = ops.sum(ops.square(translated), axis=1)  # squared norms, shape (batch,)
+    twice, indices = 2 * translated, ops.arange(ops.shape(labels)[0], dtype="int32")
 
     def hardest(anchor_embeddings, anchor_norms, anchor_labels, anchors):  # the last three of shape (anchors,)
+        """Indices of each anchor's farthest positive and nearest negative; the anchor's own, if there is none."""
         products = _dot_products(anchor_embeddings, twice)  # shape (anchors, batch)
         distances = ops.relu(anchor_norms[:, None] - products + norms)
         keys, largest = _sortable_integers(distances)
         keys = ops.where(anchor_labels[:, None] == labels, keys, keys - largest)  # below -1 for negatives
         keys = ops.where(anchors[:, None] == indices, -1, keys)  # the anchor's own is between both
-        extremes = ops.argmax(keys, axis=1), ops.argmin(keys, axis=1)  # each of shape (anchors,)
-        return ops.cast(ops.stack(extremes, axis=1), "int32")
+        return ops.cast(ops.stack([ops.argmax(keys, axis=1), ops.argmin(keys, axis=1)], axis=1), "int32")
 
-    extremes = _in_blocks(hardest, (embeddings, norms, labels, indices), 2, "int32")
-    return extremes[:, 0], extremes[:, 1]
+    extremes = _in_blocks(hardest, (translated, norms, labels, indices), 2, "int32")  # shape (batch, 2)
+    positive, negative = extremes[:, 0], extremes[:, 1]
+    mined = ops.logical_and(positive != indices, ops.take(labels, negative) != labels)  # shape (batch,)
+    positive, negative = ops.take(embeddings, positive, axis=0), ops.take(embeddings, negative, axis=0)
+    to_positive, to_negative = _triplet_distances(embeddings, positive, negative, distance)
+    return _chosen_losses((to_positive - to_negative)[:, None], mined[:, None], margin)
 
 
-def _semi_hard(labels, distances, positives, negatives, margin):
+def _semi_hard(labels, embeddings, margin, distance):
     """Mines, for each anchor-positive pair, the nearest negative that is farther, or else the farthest negative."""
+    distances, positives, negatives = _distances_and_masks(labels, embeddings, distance)
     keys, largest = _sortable_integers(distances)
     negative_keys = ops.where(negatives, keys, largest)
     farthest = ops.argmax(ops.where(negatives, keys, -1), axis=1)[:, None]  # shape (batch, 1)
@@ -361,10 +337,13 @@ def _chosen_losses(gap, mined, margin):
     return losses, _count(ops.logical_and(mined, active)), _count(mined)
 
 
-def _batch_all(labels, distances, positives, negatives, margin, farther_only=False):
+def _batch_all(labels, embeddings, margin, distance, farther_only=False):
     """Mines all valid triplets; `farther_only` leaves out those whose negative is not farther than the positive."""
+    distances, positives, negatives = _distances_and_masks(labels, embeddings, distance)
     positive_count, negative_count = _count(positives, axis=1), _count(negatives, axis=1)  # each of shape (batch,)
-    limit = SORTING_PAYS_ABOVE[keras.backend.backend()] if _on_cpu(distances) else 0
+    mined_count = ops.sum(positive_count * negative_count)
+    if margin == "soft":
+        return *_soft_losses(labels, distances, negatives, farther_only), mined_count
 
     def count():
         return _summed(lambda p, n: p + margin > n, labels, distances, negatives, farther_only)
@@ -372,19 +351,15 @@ def _batch_all(labels, distances, positives, negatives, margin, farther_only=Fal
     def sort():
         return _counted_by_sorting(distances, positives, negatives, margin)
 
-    if margin == "soft":
-        losses, active_count = _soft_losses(labels, distances, negatives, farther_only)
-    elif farther_only or limit == float("inf"):
-        losses, active_count = _from_weights(count(), distances, margin)
-    else:
-        weights = ops.cond(ops.max(positive_count) > limit, sort, count)
-        losses, active_count = _from_weights(weights, distances, margin)
-    return losses, active_count, ops.sum(positive_count * negative_count)
+    limit = SORTING_PAYS_ABOVE[keras.backend.backend()] if _on_cpu(distances) else 0
+    may_sort = not farther_only and limit < float("inf")
+    weights = ops.cond(ops.max(positive_count) > limit, sort, count) if may_sort else count()
+    return *_from_weights(weights, distances, margin), mined_count
 
 
-def _all_semi_hard(labels, distances, positives, negatives, margin):
+def _all_semi_hard(labels, embeddings, margin, distance):
     """Mines all valid triplets whose negative is farther than the positive. The others count as mined, with loss 0."""
-    return _batch_all(labels, distances, positives, negatives, margin, farther_only=True)
+    return _batch_all(labels, embeddings, margin, distance, farther_only=True)
 
 
 def _from_weights(weights, distances, margin):
@@ -417,8 +392,7 @@ def _soft_losses(labels, distances, negatives, farther_only):
 def _summed(function, labels, distances, negatives, farther_only):
     """Sums of function(d(a, p), d(a, n)) >= 0 over all valid triplets: at d(a, p) the sum, at d(a, n) minus the sum."""
     distances = ops.stop_gradient(distances)
-    # Masked entries are infinite, so that they count as 0: d(a, n) = ∞ if n is no negative, d(a, p) = -∞ if a has no
-    # further positive.
+    # Infinite entries add 0: d(a, n) = ∞ if n is no negative, d(a, p) = -∞ if a has no further positive.
     to_negatives = ops.where(negatives, distances, float("inf"))
 
     def add(sums, to_positive, to_negative):
@@ -435,15 +409,13 @@ def _over_positives(function, labels, to_positives, to_negatives, missing):
 
     `function(rows, to_positive, to_negative)` gets some anchors' rows of the matrix so far, first zeros, their entry in
     `to_positives` for one positive each, shape `(anchors, 1)`, and their rows of `to_negatives`. It returns the new
-    rows, and the entries of the positives. If an anchor has no further positive, its `to_positive` is `missing`, and
-    its result goes to the diagonal.
+    rows, and the entries of the positives. An anchor without a further positive is its own, with the entry `missing`.
     """
     batch = ops.shape(labels)[0]
     by_class = ops.cast(ops.argsort(labels), "int32")  # shape (batch,)
     sorted_labels = ops.take(labels, by_class)
     start, end = (ops.cast(ops.searchsorted(sorted_labels, labels, side), "int32") for side in ("left", "right"))
     position = ops.cast(ops.argsort(by_class), "int32")  # of each image in `by_class`, shape (batch,)
-    steps = ops.max(end - start)
 
     def fill_rows(to_positive, to_negative, anchors, first, size, position):
         numbers = ops.arange(ops.shape(anchors)[0], dtype="int32")[:, None]
@@ -455,7 +427,7 @@ def _over_positives(function, labels, to_positives, to_negatives, missing):
             rows, entries = function(rows, value, to_negative)
             return ops.scatter_update(rows, ops.concatenate([numbers, positive], axis=1), entries)
 
-        return ops.fori_loop(1, steps, add, ops.zeros_like(to_negative))
+        return ops.fori_loop(1, ops.max(size), add, ops.zeros_like(to_negative))
 
     arrays = (to_positives, to_negatives, ops.arange(batch, dtype="int32"), start, end - start, position)
     return _in_blocks(fill_rows, arrays, batch, to_negatives.dtype)
@@ -465,12 +437,10 @@ def _in_blocks(function, arrays, width, dtype):
     """`function(*arrays)` of shape `(batch, width)`, in blocks of rows that fit a CPU's cache; larger ones on a GPU."""
     batch = ops.shape(arrays[0])[0]
     elements = ELEMENTS_AT_ONCE if _on_cpu(arrays[0]) else 64 * ELEMENTS_AT_ONCE
-    if isinstance(batch, int):
-        size = min(batch, max(1, elements // batch))
-        if size == batch:
-            return function(*arrays)
-    else:
-        size = ops.minimum(batch, ops.maximum(1, elements // batch))
+    minimum, maximum = (min, max) if isinstance(batch, int) else (ops.minimum, ops.maximum)
+    size = minimum(batch, maximum(1, elements // batch))
+    if isinstance(batch, int) and size == batch:
+        return function(*arrays)
 
     def replace(step, result):
         first = ops.minimum(step * size, batch - size)  # the last block ends at the end of the batch
@@ -519,8 +489,7 @@ def _triplet_distances(anchor, positive, negative, distance):
     if not anchor.shape == positive.shape == negative.shape or len(anchor.shape) != 2:
         shapes = f"{anchor.shape}, {positive.shape}, {negative.shape}"
         raise ValueError(f"Anchor, positive and negative must have the same shape (batch, embedding_size): {shapes}")
-    to_positive, to_negative = (ops.sum(ops.square(anchor - each), axis=-1) for each in (positive, negative))
-    return _from_squared(to_positive, distance), _from_squared(to_negative, distance)  # each of shape (batch,)
+    return [_from_squared(ops.sum(ops.square(anchor - each), axis=1), distance) for each in (positive, negative)]
 
 
 def _count(mask, axis=None):
@@ -541,24 +510,21 @@ def _checked_batch(labels, embeddings):
     if len(labels.shape) not in (1, 2) or (len(labels.shape) == 2 and labels.shape[1] != 1):
         hint = "Labels must be integers of shape (batch,) or (batch, 1); take the argmax of one-hot labels."
         raise ValueError(f"{hint} Received shape: {labels.shape}")
-    counts = labels.shape[0], embeddings.shape[0]
-    if None not in counts and counts[0] != counts[1]:
+    if None not in (counts := (labels.shape[0], embeddings.shape[0])) and counts[0] != counts[1]:
         raise ValueError(f"There must be one label for each embedding: {counts[0]} labels, {counts[1]} embeddings")
-    if "float" in keras.backend.standardize_dtype(labels.dtype):
-        try:
-            fractional = (ops.convert_to_numpy(labels) % 1 != 0).any()
-        except Exception:  # in graph mode there are no values yet; each backend raises its own type
-            fractional = False
-        if fractional:
-            raise ValueError(f"Labels must be integers, one for each class. Received: {labels}")
-    is_bool = keras.backend.standardize_dtype(labels.dtype) == "bool"
-    return ops.reshape(ops.cast(labels, "int32") if is_bool else labels, (-1,)), embeddings
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    try:
+        fractional = "float" in dtype and (ops.convert_to_numpy(labels) % 1 != 0).any()
+    except Exception:  # in graph mode there are no values yet; each backend raises its own type
+        fractional = False
+    if fractional:
+        raise ValueError(f"Labels must be integers, one for each class. Received: {labels}")
+    return ops.reshape(ops.cast(labels, "int32") if dtype == "bool" else labels, (-1,)), embeddings
 
 
-def _at_least_float32(embeddings):
-    embeddings = ops.convert_to_tensor(embeddings)
-    wide_enough = keras.backend.standardize_dtype(embeddings.dtype) in ("float32", "float64")
-    return embeddings if wide_enough else ops.cast(embeddings, "float32")
+def _at_least_float32(values):
+    values = ops.convert_to_tensor(values)
+    return ops.cast(values, "float64" if keras.backend.standardize_dtype(values.dtype) == "float64" else "float32")
 
 
 def _checked_arguments(margin, distance, average, mining=None):
