@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
+from pipeline import files, lock
 from pipeline.data.image_list import BUILT_IN_DATASETS
 from pipeline.errors import InputError
 from pipeline.settings import process
@@ -14,7 +14,8 @@ from pipeline.settings.options import STARTED_WITH, with_new_names
 
 # Constants that may differ between two commands of one run.
 CHANGEABLE = ("RUN_FOLDER", "OVERWRITE", "CHECKPOINT_MINUTES")
-ADDED = {"SMALL_CLASSES": "stop"}  # constants that runs of earlier versions do not have -> what these versions did
+# Constants that runs of earlier versions do not have -> what these versions did.
+ADDED = {"SMALL_CLASSES": "stop", "HELD_OUT_CLASSES": "none", "FALSE_REJECTION_RATE": 0.01}
 # The files of a run, except its checkpoints.
 FILES = (
     "report.txt",
@@ -35,7 +36,6 @@ ADVICE = "choose another folder with --run-folder, or replace the run with --ove
 # Constants whose paths may differ between two commands of one run: `start` compares what the paths hold.
 COMPARED_BY_CONTENT = {"DATASET": BUILT_IN_DATASETS, "WEIGHTS": ("imagenet", "none")}  # and values that are no paths
 FIRST_TIME = 3653 * 24 * 3600  # seconds, 1980 and a day: checkpoints and models, as zip files, know no earlier time
-_locks = {}  # path of a folder -> its lock file, open as long as the process lives
 
 
 def print_finished(folder: str, constants: dict[str, Any], overwrite: bool) -> bool:
@@ -86,7 +86,7 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
     except (OSError, RuntimeError) as error:  # no permission, a name that is too long, a link to itself
         raise InputError(f"`RUN_FOLDER` must be a writable folder. Received: {str(folder)!r}") from error
     _check_no_foreign_files(folder)
-    _check_not_in_use(folder)
+    lock.check_not_in_use(folder)
     if constants is None:
         return ""
     stored, report = _read_run(folder)
@@ -104,6 +104,25 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
     if report and missing and not checkpoint_paths(folder):
         raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a finished run without {', '.join(missing)}; {ADVICE}.")
     return "" if missing else report
+
+
+def constants_of_finished(folder: str | os.PathLike) -> dict[str, Any]:
+    """The constants of the finished run in a folder, as its constants.json has them.
+
+    Raises:
+        InputError: if there is none, or files that a classifier needs are missing.
+    """
+    folder = Path(folder)
+    rule = "`RUN_FOLDER` must be the folder of a finished run of init.py"
+    if not folder.is_dir():
+        raise InputError(f"{rule}. Received: {str(folder)!r}, which is no folder")
+    missing = [name for name in ("constants.json", *RESULTS) if not (folder / name).exists()]
+    stored, report = _read_run(folder)
+    if stored is not None and not report:
+        raise InputError(f"{rule}. Received: {str(folder)!r}, whose run is not finished: it has no report.txt")
+    if missing:
+        raise InputError(f"{rule}. Received: {str(folder)!r} without {', '.join(missing)}")
+    return stored
 
 
 def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool, sources: dict[str, Any]) -> Path:
@@ -128,9 +147,9 @@ def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool,
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_no_foreign_files(folder)
-        if not _lock(folder):
+        if not lock.lock(folder):
             print(f"Warning: {folder} is on a file system without locks: never start two processes in this folder.")
-        process.at_end(lambda: unlock(folder))
+        process.at_end(lambda: lock.unlock(folder))
         files.remove_partial_files(folder)
         replaced = overwrite and not _is_same_overwrite(folder, constants, sources)
         if replaced or not (_has_trained(folder) or _is_same_run(folder, constants, sources)):
@@ -247,35 +266,3 @@ def _check_no_foreign_files(folder):
                 f"`RUN_FOLDER` must be new, empty or of an earlier run. Received: {str(folder)!r}, without a run, and "
                 f"with files that a run would replace: {', '.join(foreign)}"
             )
-
-
-def _check_not_in_use(folder):
-    """Raises InputError if another process has locked a folder; leaves it unlocked."""
-    if (folder / ".lock").exists() and os.path.realpath(folder) not in _locks:
-        _lock(folder)
-        unlock(folder)
-
-
-def _lock(folder):
-    """Locks a folder until the run ends, however it ends; returns whether the file system has locks.
-
-    Raises InputError if another process has locked it.
-    """
-    file = open(folder / ".lock", "a+b")
-    try:
-        is_locked = files.lock(file)
-    except BlockingIOError as error:
-        file.close()
-        raise InputError(
-            f"`RUN_FOLDER` must not be in use by another process. Received: {str(folder)!r}, in which a run is active; "
-            "wait for it, or choose another folder with --run-folder."
-        ) from error
-    _locks[os.path.realpath(folder)] = file
-    return is_locked
-
-
-def unlock(folder: str | os.PathLike) -> None:
-    """Releases a folder, if `start` has locked it."""
-    file = _locks.pop(os.path.realpath(folder), None)
-    if file:
-        file.close()

@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import subprocess
+import sys
+import time
 
 import pytest
-from processes import run_python
+from processes import ROOT, run_python
 
-from pipeline import run_folder
+from pipeline import lock, run_folder
 from pipeline.errors import InputError
 from pipeline.settings.options import STARTED_WITH
 
@@ -26,7 +29,7 @@ def start(folder, overwrite=False, sources=SOURCES, **changed):
 
 def start_again(folder, overwrite=False, sources=SOURCES, **changed):
     """Starts a run as the next process does, after the first has ended."""
-    run_folder.unlock(folder)
+    lock.unlock(folder)
     return start(folder, overwrite, sources, **changed)
 
 
@@ -118,9 +121,61 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
     for each in (starting, early):
         assert "`RUN_FOLDER` must not be in use by another process" in run_python("-c", each).stdout
     assert stored(tmp_path) == KEPT | {STARTED_WITH: READ_AGAIN | {"OVERWRITE": False}}
-    run_folder.unlock(tmp_path)
+    lock.unlock(tmp_path)
     assert run_python("-c", starting).stdout == "started\n"
     start(tmp_path)  # the other process has ended
+
+
+@pytest.fixture
+def other_process(tmp_path):
+    """Another process that has locked the folder; it releases it one second after a line is written to it."""
+    code = (
+        "import sys, time\n"
+        "from pipeline import lock\n"
+        f"lock.lock({str(tmp_path)!r})\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "time.sleep(1)\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_lock_waits_for_another_process_that_releases_it(other_process, tmp_path):
+    other_process.stdin.write("\n")
+    other_process.stdin.flush()
+    began = time.monotonic()
+    assert lock.lock(tmp_path, seconds=60)
+    assert 0.3 < time.monotonic() - began < 30  # it had to wait, and did not wait much longer
+    lock.check_not_in_use(tmp_path)  # by another process than this one
+    lock.unlock(tmp_path)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_a_lock_waits_no_longer_than_it_may(seconds, other_process, tmp_path):
+    began = time.monotonic()
+    with pytest.raises(InputError, match="`RUN_FOLDER` must not be in use by another process"):
+        lock.lock(tmp_path, seconds)
+    assert seconds <= time.monotonic() - began < seconds + 5
+    with pytest.raises(InputError, match="`RUN_FOLDER` must not be in use by another process"):
+        lock.check_not_in_use(tmp_path)
+    lock.unlock(tmp_path)  # what this process has not locked stays locked
+    with pytest.raises(InputError, match="`RUN_FOLDER` must not be in use by another process"):
+        lock.lock(tmp_path)
+
+
+def test_a_check_leaves_a_folder_unlocked_and_makes_no_lock_file(tmp_path):
+    lock.check_not_in_use(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    lock.lock(tmp_path)
+    lock.unlock(tmp_path)
+    lock.check_not_in_use(tmp_path)
+    code = f"from pipeline import lock; print(lock.lock({str(tmp_path)!r}))"
+    assert run_python("-c", code).stdout == "True\n"
 
 
 @pytest.mark.parametrize("name", ["report.txt", "embedding_model.keras", CHECKPOINT])
@@ -316,6 +371,34 @@ def test_a_finished_run_of_an_earlier_version_is_shown(tmp_path):
     assert run_folder.finished_report(tmp_path, CONSTANTS | {"SMALL_CLASSES": "stop"}) == "the report"
     with pytest.raises(InputError, match="SMALL_CLASSES was"):  # which did not exist, and was as good as "stop"
         run_folder.finished_report(tmp_path, CONSTANTS | {"SMALL_CLASSES": "skip"})
+
+
+def test_a_run_of_an_earlier_version_held_no_class_out_and_had_the_usual_rate(tmp_path):
+    write_run_of_an_earlier_version(tmp_path, overwritten=False)
+    finish(tmp_path, "the report")
+    added = {"HELD_OUT_CLASSES": "none", "FALSE_REJECTION_RATE": 0.01}
+    assert run_folder.finished_report(tmp_path, CONSTANTS | added) == "the report"
+    for name, other in (("HELD_OUT_CLASSES", "1"), ("FALSE_REJECTION_RATE", 0.02)):
+        with pytest.raises(InputError, match=rf"\({name} was "):
+            run_folder.finished_report(tmp_path, CONSTANTS | added | {name: other})
+
+
+def test_the_constants_of_a_finished_run_are_read(tmp_path):
+    rule = "^`RUN_FOLDER` must be the folder of a finished run of init.py"
+    with pytest.raises(InputError, match=f"{rule}.*gone', which is no folder"):
+        run_folder.constants_of_finished(tmp_path / "gone")
+    with pytest.raises(InputError, match=rf"{rule}.* without constants\.json, embedding_model\.keras, references\.npz"):
+        run_folder.constants_of_finished(tmp_path)
+    start(tmp_path)
+    with pytest.raises(InputError, match=f"{rule}.*not finished"):
+        run_folder.constants_of_finished(tmp_path)
+    finish(tmp_path)
+    assert run_folder.constants_of_finished(tmp_path) == stored(tmp_path)
+    for name in run_folder.RESULTS:
+        (tmp_path / name).unlink()
+        with pytest.raises(InputError, match=rf"{rule}.* without {name}$"):
+            run_folder.constants_of_finished(str(tmp_path))
+        (tmp_path / name).touch()
 
 
 def test_checkpoints_are_listed_newest_first_and_all_but_the_newest_are_removed(tmp_path):
