@@ -1,6 +1,5 @@
 """The embedding network: a pre-trained backbone, partly frozen, with an embedding head."""
 
-import math
 import re
 import sys
 import warnings
@@ -29,8 +28,9 @@ def fine_tuned_models(
 
     Resizing, the backbone's own preprocessing, the backbone without its classifier, global average pooling and the
     embedding head are one model of Keras' own layers: it is saved as one file, which `keras.saving.load_model(path)`
-    loads without this project. It follows `keras.config.image_data_format()`. Under a mixed precision policy the
-    backbone computes in 16 bits, everything around it in float32.
+    loads without this project. Its backbone has the data format of `keras.config.image_data_format()`; images are
+    channels-first in either case. Under a mixed precision policy the backbone computes in 16 bits, everything around it
+    in float32.
 
     The head is a batch normalisation, a dense layer and the scaling to unit length. A backbone's features are positive
     and similar for all images: without the batch normalisation, all embeddings start near one point, where the triplet
@@ -42,7 +42,7 @@ def fine_tuned_models(
     steps.
 
     Args:
-        input_shape: shape of one stored image, `(3, height, width)` in channels_first.
+        input_shape: shape of one stored image, `(3, height, width)`.
         image_size: int, height and width in pixels that the backbone is given.
         fit: `"scale"` stretches images to the square; `"pad"` shrinks those that are too large and centres them on
             black.
@@ -88,6 +88,33 @@ def fine_tuned_models(
         remaining = len(network.layers) - frozen_layers
         print(f"Warning: with FROZEN_LAYERS = {frozen_layers}, only {remaining} layers of {backbone} train.")
     return model
+
+
+def portable_model(
+    model: keras.Model, image_size: int = 224, fit: str = "scale", backbone: str = "ResNet50"
+) -> keras.Model:
+    """Builds the same network for every device: channels_last inside and float32, with the same images as input.
+
+    TensorFlow has channels-first convolutions on few CPUs, and most backends are faster with channels_last there.
+
+    Args:
+        model: what `fine_tuned_models` has built.
+        image_size, fit, backbone: as given to it.
+
+    Returns:
+        `keras.Model` with the same weights, from uint8 images `(batch, *input_shape)` to the same embeddings.
+    """
+    data_format, policy = keras.config.image_data_format(), keras.config.dtype_policy()
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_dtype_policy("float32")
+    try:
+        shape, size = model.input_shape[1:], model.output_shape[-1]
+        portable = fine_tuned_models(shape, image_size, fit, backbone, "none", 0, size)
+    finally:
+        keras.config.set_image_data_format(data_format)
+        keras.config.set_dtype_policy(policy)
+    portable.set_weights(model.get_weights())
+    return portable
 
 
 def small_conv_net(input_shape: tuple[int, int, int]) -> keras.Model:
@@ -145,7 +172,7 @@ def data_generator(
     The model of `fine_tuned_models` needs no such generator: it resizes on the device, from far smaller uint8 batches.
 
     Args:
-        images: uint8, shape `(n, 3, height, width)`, or `(n, height, width, 3)` under channels_last.
+        images: uint8, shape `(n, 3, height, width)`.
         labels: shape `(n,)` or `(n, ...)`.
         batch_size: int; the last batch of each epoch may be smaller.
         image_size: int, height and width of the generated images, in pixels.
@@ -154,7 +181,8 @@ def data_generator(
         seed: int, of the order, which differs from epoch to epoch.
 
     Yields:
-        Tuples of float32 images `(batch, 3, image_size, image_size)` and their labels, every image once an epoch.
+        Tuples of float32 images `(batch, 3, image_size, image_size)`, or `(batch, image_size, image_size, 3)` under
+        channels_last, and their labels, every image once an epoch.
 
     Raises:
         ValueError: if there are no images, or not one label for each.
@@ -176,8 +204,10 @@ def data_generator(
 def _resized_and_preprocessed(images, image_size, fit, backbone):
     """Symbolic uint8 images as the float32 input of a backbone, by layers and operations that Keras can save."""
     data_format = keras.config.image_data_format()
+    height, width = images.shape[2:]
+    if data_format == "channels_last":
+        images = keras.ops.transpose(images, (0, 2, 3, 1))  # shape (batch, height, width, 3)
     images = keras.ops.cast(images, "float32")  # before resizing: some backends round integers
-    height, width = images.shape[2:] if data_format == "channels_first" else images.shape[1:3]
     if fit == "scale" or max(height, width) > image_size:
         # Not the layer `Resizing`: with it, `model(images)` would run all layers in training mode, and change the
         # statistics of batch normalisation.
@@ -205,12 +235,15 @@ def _as_pre_trained(network, backbone):
     """The network with the layer that Keras adds only with ImageNet weights, so that one weights file fits both."""
     if not re.fullmatch("EfficientNetB[0-7]", backbone):
         return network
-    # EfficientNetB0 to B7: a scaling by ImageNet's deviations of red, green and blue, after the normalisation
-    scale = [1 / math.sqrt(deviation) for deviation in (0.229, 0.224, 0.225)]
+    # EfficientNetB0 to B7: a division by the roots of ImageNet's deviations of red, green and blue, after the
+    # normalisation. Keras has a Rescaling there, which reads the data format anew whenever the network is called.
+    axis = 1 if keras.config.image_data_format() == "channels_first" else -1
 
     def call(layer, *given, **named):
         outputs = layer(*given, **named)
-        return layers.Rescaling(scale)(outputs) if isinstance(layer, layers.Normalization) else outputs
+        if not isinstance(layer, layers.Normalization):
+            return outputs
+        return layers.Normalization(axis, mean=[0.0] * 3, variance=[0.229, 0.224, 0.225])(outputs)
 
     return keras.models.clone_model(network, call_function=call)
 

@@ -22,6 +22,7 @@ IMAGE_SIZE = 224  # pixels, height and width of the network's input; smaller is 
 FIT = "scale"  # "scale" stretches images to IMAGE_SIZE, "pad" surrounds smaller ones with black
 UNREADABLE_IMAGES = "stop"  # if image files cannot be read, "stop" and name them, or "skip" them
 SMALL_CLASSES = "stop"  # if classes have fewer than two training images, "stop" and name them, or "skip" them
+HELD_OUT_CLASSES = "none"  # a number, or names with commas, of classes to leave out of training and to measure apart
 AUGMENT = "shift_flip"  # "none", "shift" by up to 1/8, or "shift_flip", which also mirrors (not for digits or text)
 # Model
 BACKBONE = "ResNet50"  # a network of keras.applications, or "SmallConvNet" for small images and random weights
@@ -39,6 +40,7 @@ LEARNING_RATE = 1e-4  # Adam's highest; 1e-3 with random weights (VGG16: 3e-4), 
 WARM_UP = 0.1  # fraction of the steps in which the learning rate rises; then it falls along a cosine
 # Run
 NEIGHBOURS = 5  # nearest training images that vote for a test image's class
+FALSE_REJECTION_RATE = 0.01  # fraction of images of known classes that may be called unknown; sets the threshold
 PRECISION = "auto"  # "auto" is mixed_float16 on a GPU and float32 on a CPU; mixed_bfloat16 needs an Ampere GPU or newer
 SEED = 0  # of the split, the weights, the batches and the augmentation
 CHECKPOINT_MINUTES = 5.0  # minutes between checkpoints
@@ -57,15 +59,14 @@ def main():
     with process.silent_interrupts():
         keras_settings.apply()
         import keras
-        import numpy as np
 
-        from fine_tune_model import fine_tuned_models, triplet_model
+        from fine_tune_model import fine_tuned_models, portable_model, triplet_model
         from pipeline import files
         from pipeline.data.batches import Batches, in_order, training_batches
         from pipeline.data.images import load_images, print_summary
         from pipeline.data.splits import at_most, checksum, sample
-        from pipeline.neighbours import evaluate, nearest
-        from pipeline.report import controls, figures, scores
+        from pipeline.references import References, write_references
+        from pipeline.report import controls, figures, results, scores
         from pipeline.training.alarms import TrainingAlarms
         from pipeline.training.callbacks import HistoryFile, NearestNeighbourAccuracy, PredictionProgress, TimeEstimate
         from pipeline.training.checkpoints import Checkpoints
@@ -77,8 +78,8 @@ def main():
 
     # Load and split the images.
     fractions = TEST_FRACTION, VALIDATION_FRACTION
-    data = load_images(DATASET, IMAGE_SIZE, FIT, *fractions, SEED, UNREADABLE_IMAGES, SMALL_CLASSES)
-    train, validation, test, class_names, value_range = data
+    data = load_images(DATASET, IMAGE_SIZE, FIT, *fractions, SEED, UNREADABLE_IMAGES, SMALL_CLASSES, HELD_OUT_CLASSES)
+    train, validation, test, _, class_names, held_out_names, value_range = data
     print_summary(data)
     neighbours = at_most("NEIGHBOURS", NEIGHBOURS, len(train.labels), "the number of training images")
 
@@ -88,21 +89,21 @@ def main():
         print(f"FROZEN_LAYERS = {FROZEN_LAYERS} is not used, since the weights are random: every layer trains.")
     model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, frozen_layers, EMBEDDING_SIZE)
 
-    def embed(images):
+    def embed(images):  # with `model` as it then is
         batch_size = min(CLASSES_PER_BATCH * IMAGES_PER_CLASS, 128)
         batches = Batches(images, in_order(len(images.labels), batch_size))
         return model.predict(batches, verbose=0, callbacks=[PredictionProgress(len(batches))])
 
     # Start or resume the run, and measure how well the network does without training.
     sources = {
-        "images or classes in DATASET": checksum((train, validation, test), class_names),
+        "images or classes in DATASET": checksum(data[:4], class_names + held_out_names),
         "content of the file WEIGHTS": files.checksum(WEIGHTS),
         "KERAS_BACKEND": keras.backend.backend(),
         "precision": precision,
         "value range": value_range,  # of 16-bit images; new images need it
     }
     folder = run_folder.start(RUN_FOLDER, constants, OVERWRITE, sources)
-    all_scores, embeddings_before = controls.measure_controls(folder, embed, train, test, neighbours)
+    before = controls.measure_controls(folder, embed, data, neighbours)
 
     # Train with one of the two triplet losses, and keep the weights of the best epoch.
     if TRIPLET_LOSS == "in_batch":
@@ -124,24 +125,28 @@ def main():
     accuracy.load_best_weights()
 
     # Predict the classes of the test images by nearest neighbours on the embeddings.
-    references, queries = embed(train), embed(test)
-    predicted, all_scores["after training"] = evaluate(references, train.labels, queries, test.labels, neighbours)
+    model = portable_model(model, IMAGE_SIZE, FIT, BACKBONE)  # it is saved, so its embeddings count
+    after = results.measure_results(embed, data, neighbours, FALSE_REJECTION_RATE, SEED)
 
     # Report, and save everything.
-    warnings = scores.prediction_warnings(references, history.columns(), checkpoints.diverged)
-    report = scores.print_report(folder, all_scores, test.labels, predicted, class_names, neighbours, warnings)
+    columns = history.columns()
+    warnings = scores.prediction_warnings(after, data, FALSE_REJECTION_RATE, columns, checkpoints.diverged)
+    report = scores.print_report(folder, data, before, after, neighbours, FALSE_REJECTION_RATE, warnings)
     with files.atomic_path(folder / "embedding_model.keras") as path:
         model.save(path)
-    with files.atomic_path(folder / "references.npz") as path:
-        np.savez(path, embeddings=references, labels=train.labels, class_names=class_names)
+    references = References(after.references, train.labels, class_names, train.names, after.threshold)
+    write_references(folder, references)
     print("Drawing the figures ...")
-    _, indices = nearest(references, queries, neighbours)
-    figures.training_curves(history.columns(), folder / "training_curves.png")
-    figures.confusion_matrix(test.labels, predicted, class_names, folder / "confusion_matrix.png")
-    figures.embedding_map(embeddings_before, queries, test.labels, class_names, folder / "embedding_map.png", SEED)
-    figures.neighbour_page(test, predicted, train, indices, class_names, folder / "neighbours.png", SEED)
+    shown, names = data.shown()
+    figures.training_curves(columns, folder / "training_curves.png")
+    figures.embedding_map(before.embeddings, after.embeddings, shown.labels, names, folder / "embedding_map.png", SEED)
+    if len(test.labels):
+        figures.confusion_matrix(test.labels, after.predicted, class_names, folder / "confusion_matrix.png")
+        figures.neighbour_page(
+            test, after.predicted, train, after.indices, class_names, folder / "neighbours.png", SEED
+        )
     run_folder.finish(folder, report)
-    print(f"The model, its reference embeddings, the report and four figures are in {folder}/")
+    print(f"The model, its reference embeddings, the report and the figures are in {folder}/")
 
 
 if __name__ == "__main__":

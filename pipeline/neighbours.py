@@ -1,4 +1,6 @@
-"""Nearest-neighbour search, classification by vote, and the scores recall@k and MAP@R."""
+"""Nearest-neighbour search, classification by vote, the scores recall@k and MAP@R, and when an image is unknown."""
+
+import math
 
 import numpy as np
 from sklearn.metrics import pairwise_distances_chunked
@@ -23,22 +25,40 @@ def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tup
     return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(references).kneighbors(queries)
 
 
-def vote(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The class with most neighbours; of classes with equally many, the one with the smallest sum of distances.
+def vote(distances: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The class with most votes; of classes with equally many, the one with the smallest sum of distances.
+
+    All neighbours vote, with one exception: if a class has n references, fewer than there are neighbours, and one of
+    them is among the n nearest, only these n vote. So a class with a single reference, which could never have a
+    majority, wins where this reference is the nearest one.
 
     Args:
         distances: shape `(n, neighbours)`, nearest first.
         labels: classes of the neighbours, shape `(n, neighbours)`.
+        counts: number of references of each class, shape `(classes,)`.
 
     Returns:
-        Classes of shape `(n,)`.
+        Tuple of the classes, and the winners' shares of the votes, both of shape `(n,)`.
     """
-    same = labels[:, :, None] == labels[:, None, :]  # shape (n, neighbours, neighbours)
+    classes, shares = np.empty(len(labels), labels.dtype), np.empty(len(labels))
+    step = max(1, 2**22 // labels.shape[1] ** 2)
+    for start in range(0, len(labels), step):
+        part = slice(start, start + step)
+        classes[part], shares[part] = _vote(distances[part], labels[part], counts)
+    return classes, shares
+
+
+def _vote(distances, labels, counts):
+    neighbours = labels.shape[1]
+    ranks, sizes = np.arange(neighbours), counts[labels]  # of shape (n, neighbours)
+    voters = np.where(ranks < sizes, np.minimum(sizes, neighbours), neighbours).min(axis=1)  # shape (n,)
+    is_voter = ranks < voters[:, None]  # shape (n, neighbours)
+    same = (labels[:, :, None] == labels[:, None, :]) & is_voter[:, None, :]  # shape (n, neighbours, neighbours)
     votes = same.sum(axis=2)  # shape (n, neighbours)
     summed = np.where(same, distances[:, None, :], 0).sum(axis=2)  # shape (n, neighbours)
     most = votes == votes.max(axis=1, keepdims=True)
     winner = np.where(most, summed, np.inf).argmin(axis=1)  # the nearest neighbour of equals
-    return labels[np.arange(len(labels)), winner]
+    return labels[np.arange(len(labels)), winner], votes.max(axis=1) / voters
 
 
 def predict_classes(
@@ -56,7 +76,7 @@ def predict_classes(
         Classes of shape `(n_queries,)`.
     """
     distances, indices = nearest(references, queries, neighbours)
-    return vote(distances, reference_labels[indices])
+    return vote(distances, reference_labels[indices], np.bincount(reference_labels))[0]
 
 
 def evaluate(
@@ -86,16 +106,58 @@ def evaluate(
     _check_neighbours(neighbours, references)
     distances, indices = nearest(references, queries, max(neighbours, min(10, len(references))))
     labels = reference_labels[indices]
-    predicted = vote(distances[:, :neighbours], labels[:, :neighbours])
-    scores = {"accuracy": float(np.mean(predicted == query_labels))}
-    for k in (1, 5, 10):
-        scores[f"recall@{k}"] = float(np.mean((labels[:, :k] == query_labels[:, None]).any(axis=1)))
+    predicted, _ = vote(distances[:, :neighbours], labels[:, :neighbours], np.bincount(reference_labels))
+    scores = {"accuracy": float(np.mean(predicted == query_labels)), **_recall(labels, query_labels)}
     scores["MAP@R"] = mean_average_precision_at_r(references, reference_labels, queries, query_labels)
     return predicted, scores
 
 
+def retrieval_scores(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Measures how near images of one class are: each image is compared with all others (itself left out).
+
+    It is the usual protocol for classes that have not been trained on (Musgrave et al. 2020, section 3).
+
+    Args:
+        embeddings: floats, shape `(n, embedding_size)`.
+        labels: integers, shape `(n,)`.
+
+    Returns:
+        dict of `recall@1`, `recall@5`, `recall@10` and `MAP@R`, as in `evaluate`. The only image of a class counts as
+        not found for recall, and is not counted for MAP@R. Of a single image, all are 0.
+    """
+    if len(labels) < 2:
+        return {"recall@1": 0.0, "recall@5": 0.0, "recall@10": 0.0, "MAP@R": 0.0}
+    most = min(10, len(labels) - 1)
+    search = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(embeddings)
+    _, indices = search.kneighbors()  # without queries, no image is its own neighbour
+    scores = _recall(labels[indices], labels)
+    scores["MAP@R"] = mean_average_precision_at_r(embeddings, labels)
+    return scores
+
+
+def unknown_threshold(distances: np.ndarray, rate: float) -> float:
+    """The distance to the nearest reference above which an image is called unknown.
+
+    It is calibrated on images of known classes that are not among the references, as in split conformal prediction
+    (Angelopoulos and Bates 2021, section 1): a further such image is rejected with a probability of at most `rate`.
+    Below 1 / rate - 1 images, no distance can promise that; then it is the largest one.
+
+    Args:
+        distances: from each image to its nearest reference, shape `(n,)`, n at least 1.
+        rate: float between 0 and 1, the fraction of images of known classes that may be called unknown.
+
+    Returns:
+        float, in the unit of the distances.
+    """
+    rank = math.ceil((len(distances) + 1) * (1 - rate) - 1e-9)  # less than any rounding error of the product
+    return float(np.sort(distances)[min(rank, len(distances)) - 1])
+
+
 def mean_average_precision_at_r(
-    references: np.ndarray, reference_labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray
+    references: np.ndarray,
+    reference_labels: np.ndarray,
+    queries: np.ndarray | None = None,
+    query_labels: np.ndarray | None = None,
 ) -> float:
     """MAP@R of Musgrave et al. 2020 ("A Metric Learning Reality Check", section 3.2).
 
@@ -104,18 +166,24 @@ def mean_average_precision_at_r(
     of a class without references are not counted; without any other query it is 0.
 
     Args:
-        references, reference_labels, queries, query_labels: as in `evaluate`.
+        references, reference_labels, queries, query_labels: as in `evaluate`. Without queries, each reference is
+            compared with all others.
 
     Returns:
         float between 0 and 1.
     """
+    among_themselves = queries is None
+    if among_themselves:
+        queries, query_labels = references, reference_labels
     classes = max(reference_labels.max(), query_labels.max()) + 1
-    counts = np.bincount(reference_labels, minlength=classes)[query_labels]  # R of each query, shape (n_queries,)
+    counts = np.bincount(reference_labels, minlength=classes)[query_labels] - among_themselves  # R, shape (n_queries,)
     most = counts.max(initial=0)
     if most == 0:
         return 0.0
 
     def average_precision(distances, start):
+        if among_themselves:
+            distances[np.arange(len(distances)), start + np.arange(len(distances))] = np.inf
         wanted = counts[start : start + len(distances), None]
         candidates = np.argpartition(distances, most - 1, axis=1)[:, :most]  # shape (chunk, most)
         order = np.take_along_axis(distances, candidates, axis=1).argsort(axis=1)
@@ -130,6 +198,12 @@ def mean_average_precision_at_r(
         queries, references, reduce_func=average_precision, working_memory=128, metric="euclidean", squared=True
     )
     return float(np.concatenate(list(chunks))[counts > 0].mean())
+
+
+def _recall(neighbour_labels, labels):
+    """Fractions of images of which one of the 1, 5 or 10 nearest neighbours has their class."""
+    found = neighbour_labels == labels[:, None]  # shape (n, neighbours)
+    return {f"recall@{k}": float(np.mean(found[:, :k].any(axis=1))) for k in (1, 5, 10)}
 
 
 def _check_neighbours(neighbours, references):

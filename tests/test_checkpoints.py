@@ -488,7 +488,7 @@ def test_every_image_keeps_its_label_through_splits_batches_interruptions_and_pr
     parts, _ = split(
         [f"{number}.png" for number in range(len(labels))], labels, ["train"] * len(labels), 0.2, 0.1, seed
     )
-    train, validation, test, *_ = in_parts(data, parts, [])
+    train, validation, test, *_ = in_parts(data, parts, list("abcde"))
     known = sample(train, len(validation.labels), seed)
     assert sorted(np.concatenate([train.images, test.images, validation.images])[:, 0, 0, 0]) == [*range(len(labels))]
 

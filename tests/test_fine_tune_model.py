@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from processes import run_python
 
-from fine_tune_model import data_generator, fine_tuned_models, triplet_model
+from fine_tune_model import data_generator, fine_tuned_models, portable_model, triplet_model
 from pipeline.errors import InputError
 from pipeline.settings.backbones import BACKBONES
 
@@ -209,7 +209,7 @@ def test_weights_of_a_channels_last_network_give_the_same_embeddings(backbone, p
     """Keras' ImageNet weights are of channels-last networks."""
     keras.config.set_image_data_format("channels_last")
     try:
-        last = backbone_of(small_model(backbone=backbone, input_shape=(32, 32, 3), image_size=32))
+        last = backbone_of(small_model(backbone=backbone, input_shape=(3, 32, 32), image_size=32))
     finally:
         keras.config.set_image_data_format("channels_first")
     last.save_weights(tmp_path / "last.weights.h5")
@@ -370,12 +370,53 @@ def test_the_merge_model_embeds_each_branch_as_the_network_does(small):
     np.testing.assert_allclose(merged.reshape(12, 8), embed(small, random_images(12)), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "height", "width", "image_size", "fit"),
+    [
+        ("SmallConvNet", 16, 12, 8, "scale"),
+        ("SmallConvNet", 6, 5, 16, "pad"),
+        ("SmallConvNet", 20, 9, 16, "pad"),
+        ("EfficientNetB0", 32, 32, 32, "scale"),
+        ("MobileNetV2", 40, 32, 32, "scale"),
+    ],
+)
+def test_the_portable_network_is_channels_last_inside_and_has_the_same_embeddings(
+    backbone, height, width, image_size, fit
+):
+    settings = {"image_size": image_size, "fit": fit, "backbone": backbone}
+    model = small_model(input_shape=(3, height, width), **settings)
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, height, width), "uint8")
+    for layer in [*backbone_of(model).layers, model.get_layer("pooled_batch_norm")]:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # so that one pass gives it statistics of its own
+    model(images, training=True)
+    portable = portable_model(model, **settings)
+    formats = {layer.data_format for layer in backbone_of(portable).layers if isinstance(layer, keras.layers.Conv2D)}
+    assert formats == {"channels_last"} and portable.input_shape == model.input_shape
+    assert keras.config.image_data_format() == "channels_first"
+    expected = embed(model, images)
+    assert np.abs(expected - expected[0]).max() > 1e-3
+    np.testing.assert_allclose(embed(portable, images), expected, atol=1e-3)
+
+
+def test_the_portable_network_of_one_that_trains_in_16_bits_computes_in_32():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        portable = portable_model(small_model(), image_size=16, backbone="SmallConvNet")
+        assert keras.config.dtype_policy().name == "mixed_float16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert {layer.compute_dtype for layer in backbone_of(portable).layers} == {"float32"}
+    assert embed(portable, random_images(3)).shape == (3, 8)
+
+
 def test_saved_models_load_in_a_fresh_process_without_this_project(resnet, small, tmp_path):
-    """And with Keras' own setting, channels_last."""
+    """And with Keras' own setting, channels_last, and without the variable that TensorFlow needs for channels_first."""
     images = {"resnet": random_images(3, 32), "small": random_images(3, 16)}
     np.savez(tmp_path / "images.npz", **images)
-    for name, model in (("resnet", resnet), ("small", small)):
-        model.save(tmp_path / f"{name}.keras")
+    for name, model, backbone in (("resnet", resnet, "ResNet50"), ("small", small, "SmallConvNet")):
+        size = images[name].shape[2]
+        portable_model(model, image_size=size, backbone=backbone).save(tmp_path / f"{name}.keras")
     code = (
         "import importlib.util, keras, numpy as np\n"
         "print(keras.config.image_data_format(), importlib.util.find_spec('pipeline'))\n"
@@ -383,7 +424,8 @@ def test_saved_models_load_in_a_fresh_process_without_this_project(resnet, small
         "    embeddings = keras.saving.load_model(f'{name}.keras')(images)\n"
         "    np.save(f'{name}.npy', keras.ops.convert_to_numpy(embeddings))\n"
     )
-    done = run_python("-c", code, cwd=tmp_path, PYTHONPATH=None, KERAS_HOME=str(tmp_path))
+    variables = {"PYTHONPATH": None, "KERAS_HOME": str(tmp_path), "TF_ENABLE_ONEDNN_OPTS": None}
+    done = run_python("-c", code, cwd=tmp_path, **variables)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["channels_last", "None"]
     for name, model in (("resnet", resnet), ("small", small)):

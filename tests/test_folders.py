@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.folders import check_folder, class_folders, list_folder
+from pipeline.data.folders import check_folder, class_folders, images_in, list_folder
 from pipeline.errors import InputError
 
 SUFFIXES = {".png", ".jpg"}
@@ -214,3 +214,32 @@ def test_folders_that_cannot_be_a_data_set_are_refused(tmp_path):
     ]:
         with pytest.raises(InputError, match=reason):
             check_folder(folder, run_folder)
+
+
+def test_the_classes_that_train_are_returned_sorted(tmp_path):
+    touch(tmp_path, "flat/b/1.png", "flat/a/1.png", "flat/.cache/1.png", "flat/notes.txt")
+    assert check_folder(tmp_path / "flat", tmp_path / "run") == ["a", "b"]
+    for path in ("train/b", "train/a", "val/a", "test/a", "test/tested"):
+        touch(tmp_path / "split", f"{path}/1.png")
+    assert check_folder(tmp_path / "split", tmp_path / "run") == ["a", "b"]
+
+
+def test_files_and_the_images_of_folders_are_found_in_a_fixed_order(tmp_path):
+    touch(tmp_path, "x/2.png", "x/10.JPG", "x/deep/1.png", "x/notes.txt", "x/.hidden/1.png", "y/3.txt", "odd.suffix")
+    (tmp_path / "x" / "up").symlink_to(tmp_path)
+    problems, places = [], [str(tmp_path / name) for name in ("odd.suffix", "x", "y", "gone.png", "x")]
+    found = [str(path) for path in images_in(places, SUFFIXES, problems)]
+    of_x = [str(tmp_path / "x" / name) for name in ("10.JPG", "2.png", "deep/1.png")]
+    assert found == [places[0], *of_x, places[3], *of_x]  # a file that does not exist is another's problem
+    assert problems[1] == f"{tmp_path / 'y'}: no images"
+    assert [f"{tmp_path / 'x' / 'up'}: a link to a parent folder" in problem for problem in problems] == [1, 0, 1]
+
+
+def test_images_of_a_folder_are_found_as_they_are_needed(tmp_path):
+    touch(tmp_path, "a/1.png", "b/1.png")
+    problems = []
+    found = images_in([str(tmp_path / "a"), str(tmp_path / "b")], SUFFIXES, problems)
+    assert next(found) == tmp_path / "a" / "1.png"
+    touch(tmp_path, "b/0.png")  # not looked at yet
+    assert list(found) == [tmp_path / "b" / "0.png", tmp_path / "b" / "1.png"]
+    assert problems == []

@@ -54,13 +54,16 @@ def load(folder, image_size=9, fit="scale", seed=0, **more):
     return load_images(str(folder), image_size, fit, 0.2, 0.1, seed, **more)
 
 
-def decoded(class_names, *parts):
-    """The (class, number) in the colour of each image; checks that its label is that class."""
-    images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+def decoded(class_names, *parts, named_by_number=True):
+    """The (class, number) in the colour of each image; checks that its label is that class, and its name its path."""
+    images, labels, names = (np.concatenate(each) for each in zip(*parts, strict=True))
     assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
     assert (images == images[..., :1, :1]).all()
     pairs = [(label, green // 5) for label, green in zip(labels.tolist(), images[:, 1, 0, 0].tolist(), strict=True)]
     assert [tuple(colour) for colour in images[..., 0, 0].tolist()] == [colour_of(*each) for each in pairs]
+    for name, (label, number) in zip(names, pairs, strict=True):
+        assert class_names[label] in name.split("/")[:-1]
+        assert name.split("/")[-1].split(".")[0] == str(number) or not named_by_number
     return sorted((class_names[label], number) for label, number in pairs)
 
 
@@ -78,24 +81,46 @@ def read_like(path, shape):
 @pytest.mark.parametrize(("seed", "fit"), [(0, "scale"), (1, "pad"), (2, "scale")])
 def test_every_image_of_a_folder_keeps_its_label_through_the_split(seed, fit, tmp_path):
     saved = save_classes(tmp_path, [17, 2, 10, 13, 25], sizes=[(9, 9), (30, 30), (12, 12)])
-    *parts, class_names, value_range = load(tmp_path, 9, fit, seed)
-    assert class_names == NAMES and value_range is None
+    *parts, class_names, held_out_names, value_range = load(tmp_path, 9, fit, seed)
+    assert class_names == NAMES and held_out_names == [] and value_range is None
     assert decoded(class_names, *parts) == saved
-    assert [len(part.labels) > 0 for part in parts] == [True] * 3
+    assert [len(part.labels) > 0 for part in parts] == [True] * 3 + [False]
     assert (np.bincount(parts[0].labels) >= 2).all()
 
 
 def test_a_split_folder_keeps_its_split_without_a_copy(tmp_path):
     to_train = save_classes(tmp_path / "train", [4, 3, 4, 2, 5], sizes=[(9, 9), (14, 20)])
     to_test = save_classes(tmp_path / "test", [0, 3, 1], first=10, sizes=[(8, 30)])
-    *parts, class_names, _ = load(tmp_path, 16)
-    train, validation, test = parts
-    assert class_names == NAMES and test.images.shape[1:] == (3, 16, 16)
+    *parts, class_names, held_out_names, _ = load(tmp_path, 16)
+    train, validation, test = parts = parts[:3]
+    assert class_names == NAMES and held_out_names == [] and test.images.shape[1:] == (3, 16, 16)
     assert (decoded(class_names, train, validation), decoded(class_names, test)) == (to_train, to_test)
     assert len(validation.labels) >= 2
     whole = train.images.base
     assert all(np.shares_memory(whole, part.images) for part in parts)
     assert whole.nbytes == sum(part.images.nbytes for part in parts)
+
+
+def test_a_split_folder_with_held_out_classes_is_not_copied(tmp_path):
+    """A class in both parts, by its name, and one in the test part alone."""
+    to_train = save_classes(tmp_path / "train", [4, 3, 4, 2], sizes=[(9, 9), (14, 20)])
+    to_test = save_classes(tmp_path / "test", [2, 3, 1, 0, 4], first=10)
+    *parts, class_names, held_out_names, _ = load(tmp_path, 16, held_out_classes="test")
+    held_out = parts[3]
+    assert (class_names, held_out_names) == (["deux mots", "train", "été"], ["test", "日本語"])
+    assert held_out.labels.tolist() == [3] * 6 + [4] * 4
+    *known, kept = ([part._replace(labels=label_in_names(part, class_names, held_out_names))] for part in parts)
+    assert decoded(NAMES, *known[0], *known[1]) == [each for each in to_train if each[0] != "test"]
+    assert decoded(NAMES, *known[2]) == [each for each in to_test if each[0] in class_names]
+    assert decoded(NAMES, *kept) == sorted(each for each in to_train + to_test if each[0] in held_out_names)
+    whole = held_out.images.base
+    assert all(np.shares_memory(whole, part.images) for part in parts)
+    assert whole.nbytes == sum(part.images.nbytes for part in parts)
+
+
+def label_in_names(part, class_names, held_out_names):
+    """The labels of a part as indices into NAMES."""
+    return np.array([NAMES.index((class_names + held_out_names)[label]) for label in part.labels], "int32")
 
 
 def test_nested_folders_are_read_and_hidden_or_other_files_are_skipped(tmp_path, capsys):
@@ -109,8 +134,11 @@ def test_nested_folders_are_read_and_hidden_or_other_files_are_skipped(tmp_path,
     for text in ("a/notes.txt", "a/1.png.part", "b/Thumbs.db", "b/png", "readme.md"):
         (tmp_path / text).write_text("not an image")
     (tmp_path / "b" / "folder.png").mkdir()
-    *parts, class_names, _ = load(tmp_path, seed=2)
-    assert decoded(class_names, *parts) == [(name, number) for name in "ab" for number in range(1, 7)]
+    *parts, class_names, _, _ = load(tmp_path, seed=2)
+    expected = [(name, number) for name in "ab" for number in range(1, 7)]
+    assert decoded(class_names, *parts, named_by_number=False) == expected
+    deeper = {f"{name}/{file}" for name in "ab" for file, _ in files} - {"a/5.GIF"} | {"a/5.jpeg"}
+    assert set(np.concatenate([part.names for part in parts])) == deeper
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "not in a class folder" in line]
     assert line.endswith(f": {tmp_path / '1.png'}, {tmp_path / 'readme.md'}")
 
@@ -161,7 +189,7 @@ def test_images_of_more_than_8_bits_are_scaled_by_the_range_of_the_data_set(tmp_
             shifted = wide + (name == "b") * (wide < 4000) * (wide > 200)
             Image.fromarray(shifted.astype("float32" if name == "a" else "uint16")).save(path)
             values[path] = np.rint((shifted - 100) * (255 / 3995)).astype(int)
-    *parts, _, value_range = load(tmp_path, seed=1)
+    *parts, _, _, value_range = load(tmp_path, seed=1)
     assert value_range == (100, 4095)
     assert "24 images have 16-bit or floating-point pixels: 100 becomes black and 4095 white" in capsys.readouterr().out
     loaded = sorted(image[0].tolist() for part in parts for image in part.images)
@@ -291,8 +319,9 @@ def test_exif_rotation_is_applied_before_sizes_are_compared(orientation, mirrore
         varied = PICTURE.copy()
         varied[:16, 16:32] = (0, 200 + 6 * number, 0)
         Image.fromarray(varied).save(tmp_path / "b" / f"{number}.jpg", exif=exif, quality=95, subsampling=0)
-    *parts, _, _ = load(tmp_path, 99)
-    for part in parts:
+    data = load(tmp_path, 99)
+    assert len(data.held_out.labels) == 0
+    for part in data[:3]:
         assert part.images.shape[1:] == (3, *expected.shape[:2])
         for image in part.images[part.labels == 1].astype(int):
             np.testing.assert_allclose(image.transpose(1, 2, 0)[..., ::2], expected[..., ::2], atol=12)
@@ -382,7 +411,9 @@ def test_everything_that_is_wrong_with_a_folder_is_named_at_once(tmp_path):
     rule, *lines = str(raised.value).split("\n  ")
     assert rule.startswith("`DATASET` must have images that can all be used")
     small, count, *named = lines
-    assert "--small-classes skip" in small and small.endswith(": test (1), train (0), 日本語 (0)")
+    assert "--small-classes skip" in small and small.endswith(
+        ": test (1), train (0)"
+    )  # 日本語, only in test/, is held out
     assert "--unreadable-images skip" in count and count.endswith(": 6")
     assert [line.split(": ")[0] for line in named] == [str(path) for path in sorted(bad)]
     assert "could be decompression bomb" in next(line for line in named if "bomb" in line)
@@ -424,14 +455,15 @@ def test_unreadable_files_and_small_classes_can_be_skipped_with_a_count(split, t
     saved = save_classes(top, [17, 10, 2])
     saved += save_classes(tmp_path / "test", [2, 1], first=30) if split else []
     save_unreadable(top / "deux mots")
-    *parts, class_names, _ = load(tmp_path, 16, unreadable="skip")
+    *parts, class_names, _, _ = load(tmp_path, 16, unreadable="skip")
     assert decoded(class_names, *parts) == sorted(saved)
     printed = capsys.readouterr().out
     assert "Skipped files that cannot be read: 6\n" in printed and "gone.bmp" in printed
     (top / "train" / "1.png").write_text("")
     with pytest.raises(InputError, match=r"every class needs two training images.* train \(1\)$"):
         load(tmp_path, 16, unreadable="skip")
-    *parts, class_names, _ = load(tmp_path, 16, unreadable="skip", small_classes="skip")
+    *parts, class_names, _, _ = load(tmp_path, 16, unreadable="skip", small_classes="skip")
+    assert "train" not in class_names
     assert decoded(class_names, *parts) == sorted(each for each in saved if each[0] != "train")
     assert "Skipped classes with fewer than two training images: 1, train (1)\n" in capsys.readouterr().out
 
@@ -473,7 +505,7 @@ def test_symbolic_links_are_followed_once(tmp_path):
         (folder / "b" / name).symlink_to(folder / "b" / "x")
     (tmp_path / "elsewhere" / "deux mots" / "more").symlink_to(tmp_path / "more")
     save(tmp_path / "more" / "deeper" / "9.png", colour_of(0, 9))
-    *parts, class_names, _ = load(folder, 16)
+    *parts, class_names, _, _ = load(folder, 16)
     expected = [("a", number) for number in (0, 1, 2, 3, 9)] + [("b", number) for number in (0, 1, 2, 7)]
     assert decoded(class_names, *parts) == expected
     (folder / "b" / "up").symlink_to(folder)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,7 +132,13 @@ def test_a_run_folder_holds_everything(finished):
     run = place / "run"
     assert {path.name for path in run.iterdir()} == EVERY_FILE
     scores = scores_of(run)
-    assert list(scores)[:4] == ["raw pixels", "before training", "after training", "classes after training"]
+    assert list(scores) == [
+        "raw pixels",
+        "before training",
+        "after training",
+        "classes after training",
+        "unknown images",
+    ]
     assert list(scores["classes after training"]) == list(STRIPES)
     assert scores["after training"]["accuracy"] >= 0.8
     assert scores["after training"]["MAP@R"] >= scores["before training"]["MAP@R"] + 0.2
@@ -154,22 +159,17 @@ def test_a_run_folder_holds_everything(finished):
 
 
 @one_process
-def test_the_readmes_example_classifies_new_images(finished):
-    """In a fresh process, on images that no run has seen."""
+def test_a_copy_of_the_run_folder_classifies_new_images(finished, tmp_path):
+    """In a process of its own, which has no training images, on images that no run has seen."""
     place, _ = finished
-    code = next(
-        block
-        for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-        if "predict_classes" in block
-    )
-    write_images(place / "new", 1, seed=1, noise=10)
-    paths = [str(Path("new", name, "000.png")) for name in STRIPES]
-    code, replaced = re.subn(r"paths = .*", f"paths = {paths!r}", code)
-    assert replaced == 1
-    (place / "classify.py").write_text(code, encoding="utf-8")
-    done = run_python("classify.py", cwd=place)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"{path} {name}" for path, name in zip(paths, STRIPES, strict=True)]
+    write_images(tmp_path / "new", 1, seed=1, noise=10)
+    (place / "run").rename(tmp_path / "elsewhere")
+    done = run_python(ROOT / "classify.py", "elsewhere", "new", "--format", "csv", cwd=tmp_path)
+    (tmp_path / "elsewhere").rename(place / "run")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [(row["image"], row["class"]) for row in rows] == [(f"new/{name}/000.png", name) for name in STRIPES]
+    assert all((place / "pictures" / row["reference"]).exists() for row in rows)
 
 
 @one_process
@@ -258,18 +258,41 @@ def test_a_finished_run_is_overwritten_by_a_later_one_from_an_earlier_model(fini
 
 
 def test_the_merge_loss_trains_and_predicts_on_a_folder_split_by_its_owner(tmp_path):
+    """One class is only in its test set."""
     write_images(tmp_path / "pictures" / "train", 12)
     write_images(tmp_path / "pictures" / "test", 5, seed=2)
+    (tmp_path / "pictures" / "test" / "upright").rename(tmp_path / "pictures" / "test" / "new")
     options = ["--triplet-loss", "merge", "--neighbours", 500, "--run-folder", "other"]
     done = run_script("--dataset", "pictures", *FAST, *options, cwd=tmp_path, **ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    trained = re.search(r"(\d+) images for training, (\d+) for validation, 15 for testing", done.stdout)
+    trained = re.search(r"(\d+) images for training, (\d+) for validation, 10 for testing", done.stdout)
     assert int(trained[1]) + int(trained[2]) == 36
     assert f"NEIGHBOURS = 500 is reduced to {trained[1]}, the number of training images." in done.stdout.splitlines()
     assert f"classified by the vote of {trained[1]} nearest training images" in report_of(tmp_path / "other")
     scores, constants = scores_of(tmp_path / "other"), constants_of(tmp_path / "other")
     assert scores["after training"]["MAP@R"] >= scores["before training"]["MAP@R"] + 0.1
     assert f", with precision {constants['started with']['precision']}\n" in done.stdout
+    assert scores["held-out classes"]["classes"] == ["new"]
+    assert {"AUROC", "known rejected", "unknown rejected"} <= set(scores["unknown images"])
+
+
+def test_a_run_whose_test_classes_are_all_held_out(tmp_path):
+    """The usual protocol of metric learning."""
+    write_images(tmp_path / "pictures" / "train", 12)
+    write_images(tmp_path / "pictures" / "test", 8, seed=2)
+    for name in STRIPES:
+        (tmp_path / "pictures" / "test" / name).rename(tmp_path / "pictures" / "test" / f"new {name}")
+    done = run_script("--dataset", "pictures", *FAST, "--epochs", 1, cwd=tmp_path, **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert "No known classes in the test" in report_of(tmp_path / "run")
+    scores = scores_of(tmp_path / "run")
+    assert "after training" not in scores and "AUROC" not in scores["unknown images"]
+    held_out = scores["held-out classes"]
+    for name in ("raw pixels", "before training", "after training"):
+        assert list(held_out[name]) == ["recall@1", "recall@5", "recall@10", "MAP@R"]
+    assert set(held_out["accuracy after adding images"]) == {"1", "5"}
+    figures = {path.name for path in (tmp_path / "run").glob("*.png")}
+    assert figures == {"training_curves.png", "embedding_map.png"}
 
 
 def test_without_a_network_cifar10_ends_in_one_message(tmp_path):

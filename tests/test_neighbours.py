@@ -1,10 +1,20 @@
 """Nearest references, votes and scores against plain loops in float64 and hand-computed values."""
 
+import math
+
 import numpy as np
 import pytest
 
 from pipeline import neighbours as nearest_neighbours
-from pipeline.neighbours import evaluate, mean_average_precision_at_r, nearest, predict_classes, vote
+from pipeline.neighbours import (
+    evaluate,
+    mean_average_precision_at_r,
+    nearest,
+    predict_classes,
+    retrieval_scores,
+    unknown_threshold,
+    vote,
+)
 
 
 def loop_ranking(references, query):
@@ -21,6 +31,17 @@ def loop_map_at_r(references, reference_labels, queries, query_labels):
         if r > 0:
             scores.append(sum(sum(ranked[: place + 1]) / (place + 1) for place in range(r) if ranked[place]) / r)
     return sum(scores) / len(scores)
+
+
+def loop_vote(labels, distances, counts):
+    """The winner and its share of the votes of neighbours, nearest first; `counts` are the references of each class."""
+    voters = min([len(labels), *(counts[label] for place, label in enumerate(labels) if place < counts[label])])
+    votes = {}
+    for label, distance in zip(labels[:voters], distances[:voters], strict=True):
+        count, total = votes.get(label, (0, 0.0))
+        votes[label] = (count + 1, total + distance)
+    winner = min(votes, key=lambda each: (-votes[each][0], votes[each][1]))
+    return winner, votes[winner][0] / voters
 
 
 def random_data(seed, n_queries=25):
@@ -62,33 +83,81 @@ def test_fewer_than_one_and_more_neighbours_than_references_are_refused(neighbou
 
 
 @pytest.mark.parametrize(
-    ("distances", "labels", "winner"),
+    ("distances", "labels", "winner", "share"),
     [
-        ([0.5], [4], 4),
-        ([0.1, 0.2, 0.3], [7, 2, 2], 2),  # the most votes win, though farther
-        ([0.1, 0.2, 0.3, 0.5], [1, 0, 0, 1], 0),  # two votes each: 0.5 is less than 0.6
-        ([0.1, 0.2, 0.3, 0.35], [1, 0, 0, 1], 1),  # 0.45 is less than 0.5
-        ([0.1, 0.2, 0.3], [5, 3, 1], 5),  # one vote each: the nearest
-        ([0.0, 0.4, 0.5, 0.5, 0.6], [9, 1, 2, 2, 1], 1),  # 9 has too few votes; both sums are 1, and 1 is nearer
-        ([0.0, 0.0, 0.0], [2, 0, 0], 0),  # no division by a distance of 0
+        ([0.5], [4], 4, 1),
+        ([0.1, 0.2, 0.3], [7, 2, 2], 2, 2 / 3),  # the most votes win, though farther
+        ([0.1, 0.2, 0.3, 0.5], [1, 0, 0, 1], 0, 1 / 2),  # two votes each: 0.5 is less than 0.6
+        ([0.1, 0.2, 0.3, 0.35], [1, 0, 0, 1], 1, 1 / 2),  # 0.45 is less than 0.5
+        ([0.1, 0.2, 0.3], [5, 3, 1], 5, 1 / 3),  # one vote each: the nearest
+        ([0.0, 0.4, 0.5, 0.5, 0.6], [9, 1, 2, 2, 1], 1, 2 / 5),  # 9 has too few votes; both sums are 1, and 1 is nearer
+        ([0.0, 0.0, 0.0], [2, 0, 0], 0, 2 / 3),  # no division by a distance of 0
     ],
 )
-def test_votes_by_hand(distances, labels, winner):
-    assert vote(np.array([distances, distances]), np.array([labels, labels])).tolist() == [winner, winner]
+def test_votes_by_hand(distances, labels, winner, share):
+    """Every class has as many references as there are neighbours."""
+    classes, shares = vote(np.array([distances] * 2), np.array([labels] * 2), np.full(10, len(labels)))
+    assert classes.tolist() == [winner] * 2 and shares.tolist() == pytest.approx([share] * 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts", "winner", "share"),
+    [  # nearest first, at the distances 1/8, 2/8 and so on
+        ([3, 0, 0, 0, 0], {0: 9, 3: 1}, 3, 1),  # the single reference of class 3 is the nearest
+        ([0, 3, 3, 3, 0], {0: 1, 3: 9}, 0, 1),
+        ([0, 1, 1, 1, 3], {0: 9, 1: 9, 3: 1}, 1, 3 / 5),  # the single reference is not the nearest: all vote
+        ([0, 3, 1, 1, 3], {0: 9, 1: 9, 3: 2}, 0, 1 / 2),  # two vote, for two classes: the nearer
+        ([0, 1, 1, 3, 3], {0: 9, 1: 9, 3: 2}, 1, 2 / 5),  # none of the two is among the two nearest: all vote
+        ([0, 3, 3, 0, 0], {0: 9, 3: 3}, 3, 2 / 3),  # three vote
+        ([0, 3, 3, 0, 0], {0: 9, 3: 4}, 0, 1 / 2),  # four vote: 1 + 4 is as far as 2 + 3, and class 0 is nearer
+        ([0, 3, 3, 0, 0], {0: 9, 3: 5}, 0, 3 / 5),  # all vote
+        ([0, 3, 3, 0, 0], {0: 9, 2: 1, 3: 9}, 0, 3 / 5),  # the class of one reference is not among the neighbours
+        ([0, 3, 2, 2, 2], {0: 2, 2: 9, 3: 3}, 0, 1 / 2),  # of two small classes the smaller counts
+        ([3], {3: 1}, 3, 1),
+        ([3], {3: 4}, 3, 1),
+    ],
+)
+def test_near_a_small_class_only_as_many_vote_as_it_has_references(labels, counts, winner, share):
+    distances = np.array([range(1, len(labels) + 1)]) / 8  # sums of them are exact
+    classes, shares = vote(distances, np.array([labels]), np.array([counts.get(label, 0) for label in range(4)]))
+    assert classes.tolist() == [winner] and shares.tolist() == pytest.approx([share])
+    assert loop_vote(labels, distances[0], counts) == (winner, pytest.approx(share))
+
+
+@pytest.mark.parametrize("neighbours", [1, 3, 8])
+def test_votes_for_many_images_are_those_of_plain_loops(neighbours):
+    """The neighbours of each image are the nearest of references of six classes, some of them small."""
+    generator, counts = np.random.default_rng(neighbours), np.array([1, 2, 3, 5, 20, 20])
+    references = np.repeat(np.arange(6), counts)
+    labels = np.array([generator.permutation(references)[:neighbours] for _ in range(500)], "int32")
+    distances = np.sort(generator.random((500, neighbours)), axis=1)
+    classes, shares = vote(distances, labels, counts)
+    assert classes.dtype == np.int32
+    expected = [loop_vote(each.tolist(), near, counts) for each, near in zip(labels, distances, strict=True)]
+    assert classes.tolist() == [winner for winner, _ in expected]
+    assert shares.tolist() == pytest.approx([share for _, share in expected])
+
+
+def test_votes_of_many_neighbours_are_counted_in_parts():
+    """1500 neighbours, of which one image's comparisons take a part of their own."""
+    labels = np.random.default_rng(0).integers(0, 2, (3, 1501))
+    distances = np.tile(np.arange(1501.0), (3, 1))
+    classes, shares = vote(distances, labels, np.array([2000, 2000]))
+    ones = labels.sum(axis=1)
+    assert classes.tolist() == (ones > 750).astype(int).tolist()
+    assert shares.tolist() == pytest.approx(np.maximum(ones, 1501 - ones) / 1501)
 
 
 @pytest.mark.parametrize("neighbours", [1, 2, 5, 12])
 @pytest.mark.parametrize("seed", range(2))
 def test_predictions_and_scores_are_those_of_plain_loops(seed, neighbours):
     references, reference_labels, queries, query_labels = random_data(seed)
-    expected, recall = [], {1: 0, 5: 0, 10: 0}
+    expected, recall, counts = [], {1: 0, 5: 0, 10: 0}, np.bincount(reference_labels)
     for query, label in zip(queries, query_labels, strict=True):
         ranking, distances = loop_ranking(references, query)
-        votes = {}
-        for place in ranking[:neighbours]:
-            count, total = votes.get(reference_labels[place], (0, 0.0))
-            votes[reference_labels[place]] = (count + 1, total + distances[place])
-        expected.append(min(votes, key=lambda each: (-votes[each][0], votes[each][1])))
+        near = ranking[:neighbours]
+        winner, _ = loop_vote([reference_labels[place] for place in near], [distances[place] for place in near], counts)
+        expected.append(winner)
         for k in recall:
             recall[k] += any(reference_labels[place] == label for place in ranking[:k])
     predicted, scores = evaluate(references, reference_labels, queries, query_labels, neighbours)
@@ -115,6 +184,115 @@ def test_map_at_r_by_hand():
     assert mean_average_precision_at_r(references, reference_labels, query, np.array([2])) == 0
 
 
+def test_map_at_r_among_themselves_by_hand():
+    """On a line: classes 0, 1, 0, 0 at 0, 1, 3 and 7; each is compared with the three others."""
+    embeddings, labels = np.array([[0.0], [1.0], [3.0], [7.0]]), np.array([0, 1, 0, 0])
+    # R = 2 for class 0. From 0: 1, 0, 0, so (1/2) / 2. From 3: 1, 0, 0, so (1/2) / 2. From 7: 0, 1, 0, so (1/1) / 2.
+    # The only image of class 1 is not counted.
+    assert mean_average_precision_at_r(embeddings, labels) == pytest.approx((1 / 4 + 1 / 4 + 1 / 2) / 3)
+    assert mean_average_precision_at_r(embeddings, np.array([0, 1, 2, 3])) == 0
+    assert mean_average_precision_at_r(embeddings[:2], np.array([5, 5])) == 1
+
+
+def loop_retrieval_scores(embeddings, labels):
+    """Each image against all others, which are ranked by a plain loop; without ties the order is unique."""
+    found, precisions = {1: 0, 5: 0, 10: 0}, []
+    for place, label in enumerate(labels):
+        others = [other for other in range(len(labels)) if other != place]
+        ranking = [labels[others[each]] for each in loop_ranking(embeddings[others], embeddings[place])[0]]
+        for k in found:
+            found[k] += label in ranking[:k]
+        r = ranking.count(label)
+        hits = [sum(each == label for each in ranking[: rank + 1]) for rank in range(r)]
+        if r:
+            precisions.append(sum(hits[rank] / (rank + 1) for rank in range(r) if ranking[rank] == label) / r)
+    scores = {f"recall@{k}": count / len(labels) for k, count in found.items()}
+    return {**scores, "MAP@R": sum(precisions) / len(precisions) if precisions else 0}
+
+
+@pytest.mark.parametrize("count", [2, 3, 9, 60])
+@pytest.mark.parametrize("seed", range(3))
+def test_retrieval_scores_are_those_of_plain_loops(seed, count):
+    """Also with fewer images than ten, and with classes of one image."""
+    generator = np.random.default_rng(seed)
+    labels = generator.choice([2, 3, 5, 8], count, p=[0.5, 0.3, 0.15, 0.05]).astype("int32")
+    embeddings = (labels[:, None] + 3 * generator.normal(size=(count, 5))).astype("float32")
+    assert retrieval_scores(embeddings, labels) == pytest.approx(loop_retrieval_scores(embeddings, labels))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_images_with_equal_embeddings_are_found_and_no_image_finds_itself(seed):
+    """Pairs of equal embeddings of one class, but for one that is of two classes: without self-matches by hand."""
+    generator = np.random.default_rng(seed)
+    embeddings = np.repeat(generator.normal(size=(8, 4)), 2, axis=0).astype("float32")
+    labels = np.repeat(np.arange(8), 2)
+    order = generator.permutation(16)
+    scores = retrieval_scores(embeddings[order], labels[order])
+    assert scores == {"recall@1": 1, "recall@5": 1, "recall@10": 1, "MAP@R": 1}
+    labels[0] = 1  # its twin, alone in class 0, is the nearest of it; those of class 1 are the nearest of each other
+    scores = retrieval_scores(embeddings[order], labels[order])
+    assert scores["recall@1"] == 14 / 16
+    expected = loop_retrieval_scores(embeddings[order], labels[order])
+    assert scores == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", [2, 11, 40])
+def test_all_equal_embeddings_do_not_find_themselves(count):
+    """Whatever the order of equal distances: of classes of one image each, none is found."""
+    scores = retrieval_scores(np.full((count, 3), 0.3, "float32"), np.random.default_rng(0).permutation(count))
+    assert scores == {"recall@1": 0, "recall@5": 0, "recall@10": 0, "MAP@R": 0}
+
+
+def test_retrieval_scores_of_a_single_image_are_zero():
+    scores = retrieval_scores(np.ones((1, 3), "float32"), np.array([4]))
+    assert scores == {"recall@1": 0, "recall@5": 0, "recall@10": 0, "MAP@R": 0}
+
+
+@pytest.mark.parametrize(
+    ("count", "rate", "rank"),
+    [  # the rank is (count + 1) * (1 - rate), rounded up
+        (9, 0.1, 9),  # 9.0
+        (10, 0.1, 10),  # 9.9
+        (19, 0.1, 18),  # 18.0
+        (20, 0.1, 19),  # 18.9
+        (99, 0.01, 99),  # 99.0: just enough images
+        (100, 0.01, 100),  # 99.99
+        (199, 0.01, 198),  # 198.0
+        (4, 0.5, 3),  # 2.5
+        (3, 0.75, 1),  # 1.0
+        (3, 0.99, 1),  # 0.04
+        (98, 0.01, 98),  # 98.01, more than there are: the largest
+        (8, 0.1, 8),
+        (1, 0.01, 1),
+        (1, 0.5, 1),
+    ],
+)
+def test_the_threshold_by_hand(count, rate, rank):
+    distances = np.random.default_rng(count).permutation(np.arange(1, count + 1)) / 4
+    before = distances.tolist()
+    assert unknown_threshold(distances, rate) == unknown_threshold(distances.astype("float32"), rate) == rank / 4
+    assert distances.tolist() == before  # not sorted in place
+
+
+@pytest.mark.parametrize(("count", "rate"), [(19, 0.1), (50, 0.1), (99, 0.01), (150, 0.05), (7, 0.3)])
+def test_images_of_known_classes_are_rejected_at_most_as_often_as_the_rate(count, rate):
+    """Of many random calibration sets; a fresh distance is uniform, so the threshold is the share that it accepts."""
+    generator, sets = np.random.default_rng(0), 4000
+    rejected = [1 - unknown_threshold(generator.random(count), rate) for _ in range(sets)]
+    exact = 1 - math.ceil(round((count + 1) * (1 - rate), 9)) / (count + 1)  # the mean of a beta distribution
+    error = 4 * np.std(rejected) / math.sqrt(sets)
+    assert abs(np.mean(rejected) - exact) < error
+    assert rate - 1 / (count + 1) < exact <= rate + 1e-12
+    assert np.mean(rejected) < rate + error
+
+
+def test_with_too_few_images_one_more_is_rejected_than_can_be_promised():
+    """Of 9 images and a rate of 0.01: the largest of ten is the fresh one in a tenth of the cases."""
+    generator = np.random.default_rng(1)
+    rejected = [1 - unknown_threshold(generator.random(9), 0.01) for _ in range(4000)]
+    assert np.mean(rejected) == pytest.approx(1 / 10, abs=0.006)
+
+
 def test_few_references_of_one_class_each_are_evaluated():
     _, scores = evaluate(np.eye(3), np.array([0, 1, 2]), np.eye(3)[[0, 1, 1]], np.array([0, 1, 2]), 1)
     assert scores == pytest.approx(
@@ -136,3 +314,19 @@ def test_map_at_r_in_chunks_is_the_same(monkeypatch):
     assert mean_average_precision_at_r(*data) == pytest.approx(expected, rel=1e-9)
     assert len(chunks) >= 5
     assert sum(chunks) == 40
+
+
+def test_map_at_r_among_themselves_in_chunks_is_the_same(monkeypatch):
+    """Each row leaves out its own column, in later chunks too."""
+    embeddings, labels, *_ = random_data(6)
+    chunks, in_one = [], nearest_neighbours.pairwise_distances_chunked
+
+    def in_chunks(*arguments, **options):
+        for chunk in in_one(*arguments, **{**options, "working_memory": 60 * 8 * 7 / 2**20}):  # 7 rows of distances
+            chunks.append(len(chunk))
+            yield chunk
+
+    monkeypatch.setattr(nearest_neighbours, "pairwise_distances_chunked", in_chunks)
+    expected = loop_retrieval_scores(embeddings, labels)["MAP@R"]
+    assert mean_average_precision_at_r(embeddings, labels) == pytest.approx(expected, rel=1e-6)
+    assert len(chunks) >= 5 and sum(chunks) == 60

@@ -26,7 +26,7 @@ CONSTANTS = {name: ast.literal_eval(value) for name, value, _ in LINES}
 WRONG_TYPES = {
     int: [None, True, "one", 2.0, [2]],
     float: [None, True, "half", [1], 10**400, float("nan")],
-    str: [None, True, 3, ["none"]],
+    str: [None, True, 2.5, ["none"]],  # an integer becomes text
     bool: [None, 1, "on", "true"],
 }
 # For each constant but OVERWRITE: values of the command line that are refused, some that are not, words of the message,
@@ -44,6 +44,12 @@ CASES = {
     "FIT": (["crop", "Scale", ""], ["scale", "pad"], ["scale", "pad"], "{scale,pad}"),
     "UNREADABLE_IMAGES": (["ignore", ""], ["stop", "skip"], ["stop", "skip"], "{stop,skip}"),
     "SMALL_CLASSES": (["ignore", ""], ["stop", "skip"], ["stop", "skip"], "{stop,skip}"),
+    "HELD_OUT_CLASSES": (
+        ["", "  "],
+        ["none", "0", "8", "cat", "cat, dog,"],
+        ["none", "number", "names"],
+        "NUMBER|NAMES",
+    ),
     "AUGMENT": (
         ["flip", "shift flip"],
         ["none", "shift", "shift_flip"],
@@ -73,6 +79,12 @@ CASES = {
     "LEARNING_RATE": (["0", "10", "-1", "inf", "fast"], ["1e-9", "9.9"], ["above 0", "below 10"], "FLOAT"),
     "WARM_UP": (["-0.1", "1", "nan"], ["0", "0.99"], ["from 0", "below 1"], "FLOAT"),
     "NEIGHBOURS": (["0", "-5", "5.5"], ["1", "50"], ["integer", "1"], "INT"),
+    "FALSE_REJECTION_RATE": (
+        ["0", "1", "-0.01", "1%", "nan"],
+        ["0.001", "0.99"],
+        ["above 0", "below 1"],
+        "FLOAT",
+    ),
     "PRECISION": (
         ["float16", "16", ""],
         ["auto", "float32", "mixed_float16", "mixed_bfloat16"],
@@ -84,6 +96,7 @@ CASES = {
     "RUN_FOLDER": (["", "  ", "a\0b"], ["runs/second", "my run"], ["folder"], "PATH"),
 }
 VALUED = [name for name in CONSTANTS if name != "OVERWRITE"]
+ANY_TEXT = "HELD_OUT_CLASSES"
 
 
 def option(name):
@@ -146,11 +159,19 @@ def test_overwrite_is_a_flag():
 def test_a_wrong_value_is_refused_with_its_constant_and_what_is_allowed(name):
     refused, _, words, _ = CASES[name]
     on_the_command_line = [([f"{option(name)}={value}"], {}, value) for value in refused]
-    in_the_script = [([], {name: value}, value) for value in WRONG_TYPES[type(CONSTANTS[name])]]
+    wrong = WRONG_TYPES[type(CONSTANTS[name])]
+    if type(CONSTANTS[name]) is str and name != ANY_TEXT:
+        wrong = [*wrong, 3]
+    in_the_script = [([], {name: value}, value) for value in wrong]
     for arguments, constants, value in on_the_command_line + in_the_script:
         with pytest.raises(InputError, match=rf"^`{name}` must be .*\. Received: {re.escape(repr(value))}$") as caught:
             read(*arguments, **constants)
         assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_an_integer_in_the_script_or_a_file_serves_as_text(tmp_path):
+    path = write_json(tmp_path / "number.json", {ANY_TEXT: 5})
+    assert repr(read(**{ANY_TEXT: 5})) == repr(read("--constants", path)) == repr(CONSTANTS | {ANY_TEXT: "5"})
 
 
 def test_a_constant_that_is_missing_or_set_twice_is_refused(tmp_path):
@@ -396,6 +417,60 @@ def test_a_csv_file_is_checked(tmp_path):
     for name in ("1.png", "2.png"):
         (tmp_path / name).touch()
     assert read("--dataset", "images.csv")["DATASET"] == "images.csv"
+
+
+@pytest.fixture
+def data_sets(tmp_path):
+    """A folder, a split folder and a CSV file; all have three classes that train, the last two one for testing too."""
+    for path in (
+        "flat/a",
+        "flat/b",
+        "flat/c, d",
+        *(f"split/{part}/{name}" for part in ("train", "test") for name in "abc"),
+    ):
+        (tmp_path / path).mkdir(parents=True)
+    (tmp_path / "split" / "test" / "tested").mkdir()
+    rows = [f"{label}{part}.png,{label},{part}" for label in ("a", "b", "3") for part in ("train", "test")]
+    rows.append("tested.png,tested,test")
+    for row in rows:
+        (tmp_path / row.split(",")[0]).touch()
+    (tmp_path / "images.csv").write_text("\n".join(["path,label,split", *rows]))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "accepted", "unknown", "too_many"),
+    [
+        (
+            "digits",
+            ["8", "3,", "1,2,9", "0, 1, 2, 3, 4, 5, 6, 7"],
+            ["ten", "1,x", ",", "-1"],
+            ["9", "0,1,2,3,4,5,6,7,8"],
+        ),
+        ("cifar10", ["1", "cat", " cat ", "cat,,dog", "cat,cat"], ["Cat", "cat dog"], ["10"]),
+        ("flat", ["1", "a", "c, d"], ["c", "tested"], ["2", "a,b"]),
+        ("split", ["1", "c"], ["tested", "a,tested"], ["2", "a,b,c"]),
+        ("images.csv", ["1", "b", "3,"], ["tested"], ["3", "b,3"]),
+    ],
+)
+def test_held_out_classes_must_be_classes_and_leave_two_for_training(dataset, accepted, unknown, too_many, data_sets):
+    for value in accepted:
+        assert read("--dataset", dataset, "--held-out-classes", value)["HELD_OUT_CLASSES"] == value
+    for value in unknown:
+        with pytest.raises(
+            InputError, match='`HELD_OUT_CLASSES` must be "none", a number, or names of classes'
+        ) as caught:
+            read("--dataset", dataset, f"--held-out-classes={value}")
+        assert str(caught.value).endswith(f"Received: {value!r}")
+    for value in too_many:
+        with pytest.raises(InputError, match=rf"`HELD_OUT_CLASSES` must leave two classes .*Received: '?{value}'?"):
+            read("--dataset", dataset, "--held-out-classes", value)
+
+
+def test_the_classes_that_may_be_held_out_are_named(data_sets):
+    with pytest.raises(InputError, match=r": a, b, c, d\. Received: 'x'$"):
+        read("--dataset", "flat", "--held-out-classes", "x")
+    with pytest.raises(InputError, match=r": 3, a, b\. Received: 'x'$"):
+        read("--dataset", "images.csv", "--held-out-classes", "x")
 
 
 def test_paths_that_no_shell_has_expanded(tmp_path, monkeypatch):

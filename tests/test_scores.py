@@ -7,15 +7,25 @@ import numpy as np
 import pytest
 from matplotlib import font_manager
 
+from pipeline.data.splits import DataSet, Images
 from pipeline.report import class_labels
 from pipeline.report.class_labels import display_width
-from pipeline.report.scores import prediction_warnings, print_report
+from pipeline.report.controls import Controls
+from pipeline.report.results import Results
+from pipeline.report.scores import class_report, prediction_warnings, print_report, table
 
 SCORES = {
     "raw pixels": {"accuracy": 0.25, "recall@1": 0.5, "MAP@R": 0.12345},
     "before training": {"accuracy": 0.375, "recall@1": 0.0, "MAP@R": 1.0},
     "after training": {"accuracy": 4 / 7, "recall@1": 0.75, "MAP@R": 0.66},
 }
+UNSEEN = {
+    "raw pixels": {"recall@1": 0.125, "MAP@R": 0.05},
+    "before training": {"recall@1": 0.25, "MAP@R": 0.5},
+    "after training": {"recall@1": 2 / 3, "MAP@R": 0.3333333},
+}
+UNKNOWN = {"AUROC": 0.98765, "known rejected": 0.0123, "unknown rejected": 0.75}
+ADDED = {1: (0.5, 0.03125), 5: (2 / 3, 0.01)}
 LABELS, PREDICTED = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 0, 0])
 # By hand: 3 of 5 predictions of "cat" are correct, of 4 cats 3 are found; "owl": 1 of 2, of 2 owls 1; a dog was never
 # predicted; of "été" there is no test image. The f1-score is 2 * precision * recall / (precision + recall).
@@ -27,8 +37,35 @@ CLASSES = {
 }
 
 
-def report(folder, warnings=(), names=tuple(CLASSES), labels=LABELS, predicted=PREDICTED):
-    return print_report(folder, SCORES, np.array(labels), np.array(predicted), list(names), 9, list(warnings))
+def labelled(labels):
+    """`Images` of which only the labels matter."""
+    return Images(np.zeros((len(labels), 3, 1, 1), "uint8"), np.array(labels, "int32"))
+
+
+def measured(labels=LABELS, predicted=PREDICTED, names=tuple(CLASSES), held_out=(), validation=200, added=ADDED):
+    """A data set of 30 training images, its controls and its results; scores of what it lacks are missing."""
+    held_out_names = [f"held-out {number}" for number in sorted(set(held_out))]
+    parts = [labelled(each) for each in ([0] * 30, [0] * validation, labels, [len(names) + each for each in held_out])]
+    data = DataSet(*parts, list(names), held_out_names)
+    known, unseen = SCORES if len(labels) else {}, UNSEEN if len(held_out) else {}
+    missing = {*(() if known else ("AUROC", "known rejected")), *(() if unseen else ("AUROC", "unknown rejected"))}
+    controls = Controls(*({name: each[name] for name in list(each)[:2]} for each in (known, unseen)), np.zeros((1, 2)))
+    results = Results(
+        references=unit_vectors(30, 4, 10),
+        embeddings=np.zeros((1, 2)),
+        predicted=np.array(predicted),
+        indices=np.zeros((len(labels), 9), int),
+        known=known.get("after training", {}),
+        unseen=unseen.get("after training", {}),
+        threshold=0.43219,
+        unknown={name: value for name, value in UNKNOWN.items() if name not in missing},
+        added=added if unseen else {},
+    )
+    return data, controls, results
+
+
+def report(folder, warnings=(), names=tuple(CLASSES), labels=LABELS, predicted=PREDICTED, rate=0.01, **more):
+    return print_report(folder, *measured(labels, predicted, names, **more), 9, rate, list(warnings))
 
 
 def test_the_report_shows_every_score_with_four_digits(tmp_path, capsys):
@@ -58,7 +95,8 @@ def test_report_json_holds_the_scores_and_those_of_each_class(tmp_path):
     report(tmp_path)
     written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     of_classes = written.pop("classes after training")
-    assert written == SCORES
+    unknown = {"threshold": 0.43219, "false rejection rate": 0.01, "known rejected": 0.0123}
+    assert written == {**SCORES, "unknown images": unknown}
     assert list(of_classes) == list(CLASSES)
     for name, expected in CLASSES.items():
         assert of_classes[name] == pytest.approx(expected)
@@ -69,6 +107,85 @@ def test_the_summary_comes_last(tmp_path):
     assert [line.split("  ")[0] for line in lines[-3:]] == list(SCORES)
     assert lines[-6] == "Test images, classified by the vote of 9 nearest training images"
     assert lines[0] == "After training, per class"
+
+
+HELD_OUT = [0, 1, 1, 2, 0]
+
+
+def test_held_out_classes_and_unknown_images_are_shown_above_the_summary(tmp_path, capsys):
+    text = report(tmp_path, ["one thing."], held_out=HELD_OUT)
+    assert text.strip() == capsys.readouterr().out.strip()
+    start, middle = text.index("An image is called unknown"), text.index("Held-out classes, never trained on")
+    assert start < middle < text.index("Warning: one thing.") < text.index("Test images, classified by the vote")
+    unknown = " ".join(text[start:middle].split())  # wherever its lines are broken
+    for sentence in (
+        "if its nearest training image is farther than 0.4322.",
+        "Of the 200 validation images, all of known classes, at most 1.00% are called unknown.",
+        "Test images of known classes that are called unknown: 1.23%.",
+        "Images of held-out classes that are called unknown: 75.00%.",
+        "AUROC of this distance, held-out against test images: 0.9877.",
+    ):
+        assert sentence in unknown
+    assert "too few images" not in unknown
+    lines = text[middle : text.index("Warning")].splitlines()
+    assert ": 3; their 5 images, each compared with all others" in lines[0]
+    rows = [" ".join(line.split()) for line in lines[1:] if line]
+    assert rows == [
+        "recall@1 MAP@R",
+        "raw pixels 0.1250 0.0500",
+        "before training 0.2500 0.5000",
+        "after training 0.6667 0.3333",
+        "How many of them are recognised after adding images of each class to the references",
+        "mean deviation",
+        "1 image 0.5000 0.0312",
+        "5 images 0.6667 0.0100",
+    ]
+    assert "How many" not in report(tmp_path, held_out=HELD_OUT, added={})
+
+
+def test_report_json_holds_what_is_measured_on_held_out_classes(tmp_path):
+    report(tmp_path, ["one thing."], held_out=HELD_OUT, rate=0.05)
+    written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    of_classes = written.pop("classes after training")
+    assert list(of_classes) == list(CLASSES)
+    added = {"1": {"mean": 0.5, "deviation": 0.03125}, "5": {"mean": 2 / 3, "deviation": 0.01}}
+    held_out = {"classes": ["held-out 0", "held-out 1", "held-out 2"], **UNSEEN, "accuracy after adding images": added}
+    unknown = {"threshold": 0.43219, "false rejection rate": 0.05, **UNKNOWN}
+    expected = {"unknown images": unknown, "held-out classes": held_out, "warnings": ["one thing."]}
+    assert written == {**SCORES, **expected}
+
+
+def test_without_known_classes_in_the_test_the_report_has_only_the_held_out_ones(tmp_path, capsys):
+    text = report(tmp_path, labels=[], predicted=[], held_out=HELD_OUT)
+    assert text.strip() == capsys.readouterr().out.strip()
+    assert text.startswith("An image is called unknown") and "per class" not in text and "Test images" not in text
+    last = "No known classes in the test: the scores of the held-out classes are those of the test images."
+    assert text.rstrip().splitlines()[-1] == last
+    assert "Images of held-out classes that are called unknown: 75.00%." in text and "AUROC" not in text
+    written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert list(written) == ["unknown images", "held-out classes"]
+    assert written["unknown images"] == {"threshold": 0.43219, "false rejection rate": 0.01, "unknown rejected": 0.75}
+
+
+@pytest.mark.parametrize(("rate", "enough"), [(0.01, 99), (0.02, 49), (0.1, 9), (0.3, 3)])
+def test_too_few_validation_images_for_the_rate_are_named(rate, enough, tmp_path):
+    """By hand: of n images and a new one, each is the farthest with the probability 1 / (n + 1)."""
+    assert "too few" not in report(tmp_path, rate=rate, validation=enough)
+    expected = f"too few images for FALSE_REJECTION_RATE = {rate:g}: expect {100 / enough:.2f}%."
+    assert expected in " ".join(report(tmp_path, rate=rate, validation=enough - 1).split())
+
+
+def test_a_class_report_and_a_table_can_be_made_alone():
+    text, printed, per_class = class_report(LABELS, PREDICTED, list(CLASSES), "With new images")
+    assert text == printed and text.startswith("With new images, per class\n\n")
+    assert per_class == [pytest.approx(each) for each in CLASSES.values()]
+    rows = [line.split() for line in text.splitlines()]
+    assert "cat 0.6000 0.7500 0.6667 4".split() in rows and "accuracy 0.5714 7".split() in rows
+    lines = table(("mean", "deviation"), {"1 image": ["0.5", "0.25"], "猫": ["1", "2"]}, 10).splitlines()
+    assert lines[0] == " " * 10 + "       mean  deviation"
+    assert lines[1] == "1 image   " + "        0.5       0.25"
+    assert lines[2] == "猫        " + "          1          2"
+    assert table(None, {"a": ["1"]}, 3) == "a            1\n"
 
 
 @pytest.mark.parametrize("warnings", [[], ["one thing."], ["one thing.", "another thing."]])
@@ -152,7 +269,7 @@ def test_names_that_figures_show_as_numbers_are_listed(classes, tmp_path, capsys
     names = ["cat", "猫", "crème", "犬", *(f"class {number}" for number in range(4, classes))]
     text = report(tmp_path, [], names, [0, 1, 2], [0, 1, 2])
     class_labels._fonts.cache_clear()
-    assert "\n\nClass numbers in the figures\n\n#1  猫\n#3  犬\n\nTest images" in text
+    assert "\n\nClass numbers in the figures\n\n#1  猫\n#3  犬\n\nAn image is called unknown" in text
     printed = capsys.readouterr().out
     assert ("#3  犬" in printed) == (classes == 4)
     assert ("Classes that figures show with a number: 2; report.txt lists their names." in printed) == (classes == 40)
@@ -171,6 +288,14 @@ def mean_squared_distance(vectors):
     return np.mean([np.sum((x - y) ** 2) for x in vectors for y in vectors])
 
 
+def warnings_of(references, history, diverged, rejected=0.0, validation=200, tested=7, rate=0.01):
+    """The warnings of results with these embeddings, and this fraction of the test images rejected."""
+    data, _, results = measured([0] * tested, [0] * tested, validation=validation)
+    unknown = {**results.unknown, "known rejected": rejected} if tested else {}
+    results = results._replace(references=references, unknown=unknown)
+    return prediction_warnings(results, data, rate, history, diverged)
+
+
 HEALTHY = {"epoch": [1.0, 2.0], "loss": [0.3, 0.1], "negative_distance": [0.0, 0.8]}
 
 
@@ -178,7 +303,7 @@ HEALTHY = {"epoch": [1.0, 2.0], "loss": [0.3, 0.1], "negative_distance": [0.0, 0
 def test_nearly_equal_embeddings_are_warned_of(spread):
     references = unit_vectors(60, 8, spread)
     distance = mean_squared_distance(references)
-    found = prediction_warnings(references, HEALTHY, False)
+    found = warnings_of(references, HEALTHY, False)
     assert len(found) == (distance < 0.01)
     for sentence in found:
         number = float(re.search(r"mean squared distance ([\d.e-]+) of at most 2", sentence)[1])
@@ -199,15 +324,50 @@ def test_nearly_equal_embeddings_are_warned_of(spread):
     ],
 )
 def test_the_advice_depends_on_the_last_training_epoch(history, healthy):
-    [sentence] = prediction_warnings(unit_vectors(20, 4, 1e-3), history, False)
+    [sentence] = warnings_of(unit_vectors(20, 4, 1e-3), history, False)
     assert ("batch normalisation" in sentence) == ("EPOCHS" in sentence) == healthy
     assert ("collapsed" in sentence) == ("LEARNING_RATE" in sentence) == (not healthy)
 
 
 def test_diverged_training_is_warned_of():
     apart, together = unit_vectors(20, 4, 10), unit_vectors(20, 4, 0)
-    assert prediction_warnings(apart, HEALTHY, False) == []
-    [sentence] = prediction_warnings(apart, HEALTHY, True)
+    assert warnings_of(apart, HEALTHY, False) == []
+    [sentence] = warnings_of(apart, HEALTHY, True)
     assert sentence.startswith("training diverged and stopped early") and "LEARNING_RATE" in sentence
-    both = prediction_warnings(together, {}, True)
+    both = warnings_of(together, {}, True)
     assert both[0] == sentence and len(both) == 2
+
+
+@pytest.mark.parametrize(
+    ("rejected", "rate", "validation", "tested", "warned"),
+    [  # the limit by hand: the expected fraction p, and three times the square root of p / validation + p / tested
+        (0.06, 0.1, 200, 200, False),  # less than the rate
+        (0.19, 0.1, 200, 200, False),  # 0.1 + 3 * sqrt(0.1 / 100) = 0.1949
+        (0.20, 0.1, 200, 200, True),
+        (0.04, 0.01, 10000, 10000, True),  # 0.01 + 3 * sqrt(0.01 / 5000) = 0.0142
+        (0.0141, 0.01, 10000, 10000, False),
+        (0.0143, 0.01, 10000, 10000, True),
+        (0.55, 0.01, 9, 90, True),  # with 9 images 1/10 is expected: 0.1 + 3 * sqrt(0.1 / 9 + 0.1 / 90) = 0.4317
+        (0.43, 0.01, 9, 90, False),
+        (0.44, 0.01, 9, 90, True),
+        (1.0, 0.01, 200, 1, True),  # 0.01 + 3 * sqrt(0.01 / 200 + 0.01) = 0.3108
+        (0.0, 0.01, 200, 0, False),  # no test images
+    ],
+)
+def test_test_images_that_are_rejected_too_often_are_warned_of(rejected, rate, validation, tested, warned):
+    found = warnings_of(unit_vectors(20, 4, 10), HEALTHY, False, rejected, validation, tested, rate)
+    assert len(found) == warned
+    for sentence in found:
+        assert sentence.startswith(f"{100 * rejected:.1f}% of the test images of known classes are called unknown")
+        assert f"FALSE_REJECTION_RATE is {rate:g}" in sentence
+
+
+def test_images_like_those_of_the_validation_are_hardly_ever_warned_of():
+    """Uniform distances: the number of fresh ones above the threshold, in 300 random data sets."""
+    generator, found = np.random.default_rng(0), 0
+    for _ in range(300):
+        rank = int(np.ceil(151 * 0.95))
+        threshold = np.sort(generator.random(150))[rank - 1]
+        rejected = np.mean(generator.random(300) > threshold)
+        found += len(warnings_of(unit_vectors(20, 4, 10), HEALTHY, False, rejected, 150, 300, 0.05))
+    assert found <= 6

@@ -5,13 +5,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.data.splits import Images, at_most, checksum, in_parts, number_of, repeated_images, sample, split
+from pipeline.data.image_list import PARTS, number_of
+from pipeline.data.splits import DataSet, Images, at_most, checksum, in_parts, repeated_images, sample, split
 from pipeline.errors import InputError
 
 
 def numbered(labels):
-    """`Images` that hold their own indices in place of pixels."""
-    return Images(np.arange(len(labels)), np.asarray(labels))
+    """`Images` that hold their own indices in place of pixels, and in their names."""
+    names = np.array([f"image {number}" for number in range(len(labels))], object)
+    return Images(np.arange(len(labels)), np.asarray(labels), names)
 
 
 def names_and_labels(seed, classes=5, most=60):
@@ -111,6 +113,29 @@ def test_a_part_that_the_data_set_has_is_kept():
     assert split(keys, labels, given, 0.5, 0.2, 0)[0] == given
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_without_a_test_fraction_no_image_is_for_testing(seed):
+    keys, labels = zip(*names_and_labels(seed), strict=True)
+    parts, kept = split(keys, labels, ["train"] * len(keys), 0, 0.1, seed)
+    assert set(parts) == {"train", "validation"} and kept == []
+    assert parts.count("validation") >= round(0.1 * len(keys))
+    highest = max(number_of(key, seed) for key, part in zip(keys, parts, strict=True) if part == "validation")
+    lowest = sorted(number_of(key, seed) for key, part in zip(keys, parts, strict=True) if part == "train")
+    assert highest < lowest[20]  # the lowest numbers, but for classes that are too small
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_held_out_images_stay_held_out_and_do_not_change_the_split_of_the_others(seed):
+    pairs = names_and_labels(seed)
+    given = ["held_out" if label in (1, 4) else "train" for _, label in pairs]
+    parts, kept = split(*zip(*pairs, strict=True), given, 0.2, 0.1, seed)
+    after = dict(zip(pairs, parts, strict=True))
+    assert all((part == "held_out") == (label in (1, 4)) for (_, label), part in after.items())
+    rest = [pair for pair in pairs if pair[1] not in (1, 4)]
+    assert parts_of(rest, seed) == {pair: after[pair] for pair in rest}
+    assert all(pairs[index] in rest for index in kept)
+
+
 def test_too_few_images_are_refused_with_the_constant_to_change():
     with pytest.raises(InputError, match="`TEST_FRACTION` must be larger, `SEED` another"):
         split(["a", "b", "c"] * 2, [0, 0, 0, 1, 1, 1], ["train"] * 6, 1e-9, 0.1, 0)
@@ -119,16 +144,66 @@ def test_too_few_images_are_refused_with_the_constant_to_change():
 
 
 def test_parts_are_views_if_they_are_in_order_and_else_complete():
-    for parts in (
-        ["train"] * 3 + ["validation"] * 2 + ["test"] * 4,
-        ["test"] * 4 + ["train"] * 4 + ["validation"],
+    for parts, are_views in (
+        (["train"] * 3 + ["validation"] * 2 + ["test"] * 4, True),
+        (["test"] * 4 + ["train"] * 4 + ["validation"], True),
+        (["train"] * 2 + ["validation"] * 2 + ["test"] * 2 + ["held_out"] * 3, True),
+        (["train", "validation", "test"] * 3, False),
     ):
-        data = in_parts(numbered(range(9)), parts, ["a"])
-        for part in ("train", "validation", "test"):
-            images, labels = getattr(data, part)
+        data = in_parts(numbered(range(9)), parts, list("abcdefghi"))
+        for part in PARTS:
+            images, labels, names = getattr(data, part)
             expected = [index for index, each in enumerate(parts) if each == part]
             assert images.tolist() == labels.tolist() == expected
-            assert images.base is not None
+            assert names.tolist() == [f"image {index}" for index in expected]
+            if expected:
+                assert [each.base is not None for each in (images, labels, names)] == [are_views] * 3
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_classes_without_an_image_are_left_out_and_each_image_keeps_the_name_of_its_class(seed):
+    generator, names = np.random.default_rng(seed), [f"class {number}" for number in range(12)]
+    labels = generator.choice(generator.permutation(12)[:9], 40)
+    held_out = {*generator.permutation(12)[: seed % 7].tolist()}  # none, with the first seed
+    parts = [
+        "held_out" if label in held_out else ("train", "validation", "test")[generator.integers(3)] for label in labels
+    ]
+    data = in_parts(numbered(labels), parts, names, (1.0, 2.0))
+    present = sorted(set(labels.tolist()))
+    assert data.class_names == [names[label] for label in present if label not in held_out]
+    assert data.held_out_names == [names[label] for label in present if label in held_out]
+    assert data.value_range == (1.0, 2.0)
+    seen, all_names = [], data.class_names + data.held_out_names
+    for part in PARTS:
+        images, new_labels, _ = getattr(data, part)
+        assert new_labels.dtype == np.int32
+        seen += images.tolist()
+        for image, label in zip(images, new_labels, strict=True):
+            assert parts[image] == part and all_names[label] == names[labels[image]]
+            assert (label >= len(data.class_names)) == (part == "held_out")
+    assert sorted(seen) == list(range(40))
+
+
+def test_images_without_names_have_none_in_any_part():
+    data = in_parts(Images(np.arange(4), np.zeros(4, int)), ["train", "test", "train", "validation"], ["a"])
+    assert [part.names for part in data[:4]] == [None] * 4
+    assert data.train.of(np.array([1])).names is None
+
+
+def test_some_of_the_images_are_those_with_their_labels_and_names():
+    chosen = numbered([4, 5, 6, 7]).of(np.array([3, 0]))
+    assert [each.tolist() for each in chosen] == [[3, 0], [7, 4], ["image 3", "image 0"]]
+
+
+def test_figures_show_the_test_images_and_without_any_the_held_out_ones():
+    """The labels of held-out images then begin at 0, as their names do."""
+    train, test, none, held_out = (numbered(labels) for labels in ([0, 1], [1, 0, 1], [], [3, 2, 3]))
+    data = DataSet(train, train, test, held_out, ["a", "b"], ["c", "d"])
+    assert data.shown() == (test, ["a", "b"])
+    shown, names = data._replace(test=none).shown()
+    assert [names[label] for label in shown.labels] == ["d", "c", "d"]
+    assert shown.images is held_out.images and shown.names is held_out.names
+    assert held_out.labels.tolist() == [3, 2, 3]  # unchanged
 
 
 def test_of_equal_images_in_two_parts_that_of_the_test_set_stays():
@@ -137,11 +212,18 @@ def test_of_equal_images_in_two_parts_that_of_the_test_set_stays():
     assert repeated_images(digests, dict(enumerate(parts))) == {0: 3, 1: 4, 2: 6, 5: 6}  # the last has no part
 
 
+def test_of_images_equal_to_a_held_out_one_only_held_out_ones_stay():
+    digests = dict(enumerate([b"a", b"b", b"c", b"a", b"a", b"b", b"a", b"d", b"d", b"c"]))
+    parts = ["train", "train", "train", "held_out", "test", "held_out", "held_out", "test", "validation", "validation"]
+    assert repeated_images(digests, dict(enumerate(parts))) == {0: 3, 4: 3, 1: 5, 8: 7, 2: 9}
+
+
 def test_a_sample_is_balanced_and_reproducible_from_the_seed():
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 5], [400, 60, 12, 4]))
     for count, expected in [(200, [50, 50, 12, 4]), (8, [10, 10, 10, 4])]:
         first, again, other = (sample(numbered(labels), count, seed) for seed in (0, 0, 1))
         np.testing.assert_array_equal(first.labels, labels[first.images])
+        assert first.names.tolist() == [f"image {image}" for image in first.images]
         assert (np.diff(first.images) > 0).all()  # no image twice
         assert [(first.labels == label).sum() for label in (0, 1, 2, 5)] == expected
         np.testing.assert_array_equal(first.images, again.images)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pipeline.data.image_list import (
     PART_OF,
-    PARTS,
     TEST,
     TRAIN,
     ImageList,
@@ -61,7 +60,9 @@ def list_csv(path: str | os.PathLike) -> ImageList:
             "no label" if not label else "",
             f"label {label!r} has control characters" if has_control_characters(label) else "",
             f"no file {str(file)!r}" if written and not file.is_file() else "",
-            f"split {split!r} is none of {', '.join(PARTS)}" if has_split and split not in PART_OF else "",
+            f"split {split!r} is none of {', '.join(dict.fromkeys(PART_OF.values()))}"
+            if has_split and split not in PART_OF
+            else "",
             f"the same file as in line {first_line[real]}" if real in first_line else "",
             f"group {group!r} is also in another split" if part_of_group.get(group, part) != part else "",
         ]

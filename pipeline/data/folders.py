@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.data.image_list import (
@@ -32,24 +32,28 @@ PART_LIKE = re.compile(
 )
 
 
-def check_folder(folder: str | os.PathLike, run_folder: str | os.PathLike) -> None:
+def check_folder(folder: str | os.PathLike, run_folder: str | os.PathLike) -> list[str]:
     """Checks the class folders of a data set without looking at the images.
 
     Args:
         folder: path of the data set.
         run_folder: path of the run folder, which must not be inside it.
 
+    Returns:
+        The names of the classes that train, sorted.
+
     Raises:
         InputError: as `class_folders`, or if the run folder is inside the data set or there are fewer than two classes.
     """
     if Path(os.path.realpath(run_folder)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"`RUN_FOLDER` must not be inside `DATASET`. Received: {str(run_folder)!r} in {str(folder)!r}")
-    classes = len(class_folders(folder))
-    if classes < 2:
+    classes = list(class_folders(folder))
+    if len(classes) < 2:
         raise InputError(
             "`DATASET` must be a folder with one subfolder of images for each class, and at least two classes. "
-            f"Received: {str(folder)!r} with {classes}"
+            f"Received: {str(folder)!r} with {len(classes)}"
         )
+    return classes
 
 
 def class_folders(folder: str | os.PathLike) -> dict[str, list[str]]:
@@ -99,6 +103,10 @@ def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageLi
         ]
     _print_skipped(folder, [path for path, *_ in files], suffixes, outside, litter)
     files = [each for each in files if each[0].suffix.lower() in suffixes]
+    trained = {label for _, label, _, part in files if part == TRAIN}
+    for label in sorted({label for _, label, *_ in files} - trained):
+        if class_names[label] in found[TRAIN]:  # so it is not meant to be held out
+            problems.append(f"{parts[TRAIN]}/{class_names[label]}: no images, though {parts[TEST]}/ has some")
     groups = [normal_name(inside.parts[0]) if len(inside.parts) > 1 else "" for _, _, inside, _ in files]
     similar = sorted({group for group in groups if PART_LIKE.match(group.lower())})
     like_parts = [group for group in similar if group.lower() in PART_OF or len(similar) == len(set(groups) - {""}) > 1]
@@ -127,6 +135,30 @@ def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageLi
         [part for *_, part in files],
         problems,
     )
+
+
+def images_in(places: Iterable[str], suffixes: Collection[str], problems: list[str]) -> Iterator[str | Path]:
+    """Paths of image files, and of those below folders, in a fixed order, as they are needed.
+
+    Args:
+        places: paths of files, which may have any suffix, and of folders.
+        suffixes: suffixes of image files in folders, in lower case.
+        problems: list to which folders are added that cannot be listed or have no images.
+
+    Yields:
+        The given path of a file, or the path of a file below a folder.
+    """
+    for place in places:
+        if not os.path.isdir(place):
+            yield place
+            continue
+        count = 0
+        for path in _files_in(Path(place), problems, Counter()):
+            if path.suffix.lower() in suffixes:
+                count += 1
+                yield path
+        if not count:
+            problems.append(f"{place}: no images")
 
 
 def _parts_of(folder):
@@ -181,12 +213,12 @@ def _subfolders(folder, litter):
 
 
 def _files_in(folder, problems, litter):
-    """Paths of the files below a class folder in a fixed order, without litter.
+    """Yields the paths of the files below a class folder in a fixed order, without litter.
 
     Symbolic links are followed, each folder once. Folders that cannot be listed, and links to a parent folder, which
     holds the other classes, are added to `problems`.
     """
-    paths, visited, top = [], set(), Path(os.path.realpath(folder))
+    visited, top = set(), Path(os.path.realpath(folder))
     for place, folders, names in os.walk(folder, onerror=lambda error: problems.append(str(error)), followlinks=True):
         real = os.path.realpath(place)
         if real in visited or (real != str(top) and top.is_relative_to(real)):
@@ -196,8 +228,7 @@ def _files_in(folder, problems, litter):
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not _is_litter(name, litter))
-        paths += [Path(place, name) for name in sorted(names) if not _is_litter(name, litter)]
-    return paths
+        yield from (Path(place, name) for name in sorted(names) if not _is_litter(name, litter))
 
 
 def _print_skipped(folder, paths, suffixes, outside, litter):

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import NamedTuple
@@ -59,7 +59,7 @@ def read_data_set(paths: Sequence[str | os.PathLike], image_size: int, fit: str)
         OSError: if the disk, the network or the system fails; this says nothing about the file.
     """
     with _threads() as pool:
-        headers = [each for each in pool.map(_returning_errors(header), paths) if isinstance(each, tuple)]
+        headers = [each for each in pool.map(returning_errors(header), paths) if isinstance(each, tuple)]
     sizes = {size for size, *_ in headers}
     size = sizes.pop() if len(sizes) == 1 else (image_size, image_size)
     if max(size) > image_size:  # shrunk by averaging here; in the network, by picking pixels
@@ -134,7 +134,7 @@ def _decode(paths, size, fit, value_range):
         return blake2b(images[number], digest_size=16).digest()
 
     with _threads() as pool:
-        results = list(_with_progress(pool.map(_returning_errors(read), enumerate(paths)), len(paths)))
+        results = list(_with_progress(pool.map(returning_errors(read), enumerate(paths)), len(paths)))
     errors = {number: result for number, result in enumerate(results) if isinstance(result, Exception)}
     return Decoded(
         images, [b"" if number in errors else each for number, each in enumerate(results)], errors, value_range
@@ -156,13 +156,16 @@ def _with_progress(items: Iterable, count: int) -> Iterator:
 
 @contextlib.contextmanager
 def _threads():
-    """A pool of threads, without Pillow's warning about images half as large as those that it refuses."""
-    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-        with ThreadPoolExecutor() as pool:
-            yield pool
+    with quiet_pillow(), ThreadPoolExecutor() as pool:
+        yield pool
 
 
-def _returning_errors(read):
+def quiet_pillow():
+    """A context without Pillow's warning about images half as large as those that it refuses."""
+    return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+
+
+def returning_errors(read: Callable) -> Callable:
     """Makes a function return its exception instead of raising it, so that all unreadable files can be named.
 
     Errors of the disk, the network or the system are raised: the files may be intact.

@@ -1,5 +1,6 @@
 """What a data set is made of, its image files, classes and parts; and how messages name them. Standard library only."""
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -7,8 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 MOST_NAMED = 20  # names in a line, or lines of names, of a message
-BUILT_IN_DATASETS = {"cifar10": 10, "digits": 10}  # name -> number of classes
-TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+BUILT_IN_DATASETS = {"cifar10": CIFAR10_CLASSES, "digits": tuple("0123456789")}  # name -> its classes
+# Held-out images are of classes that do not train at all.
+TRAIN, VALIDATION, TEST, HELD_OUT = PARTS = ("train", "validation", "test", "held_out")
 PART_OF = {  # usual name of a folder, or value of a CSV file's column `split` -> part
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("validation", "valid", "val"), VALIDATION),
@@ -26,7 +29,7 @@ class ImageList(NamedTuple):
         labels: int, one for each path.
         names: names of the images, from which the split follows, one for each path.
         groups: str, one for each path: images of one group are in one part; `""` for an image without a group.
-        parts: `"train"`, `"validation"` or `"test"`, one for each path; all `"train"` if the source is not split.
+        parts: one of `PARTS` for each path; all `"train"` if the source is not split.
         problems: sentences about what cannot be used.
     """
 
@@ -38,6 +41,12 @@ class ImageList(NamedTuple):
     groups: list[str]
     parts: list[str]
     problems: list[str]
+
+
+def number_of(key: str, seed: int) -> float:
+    """A number from 0 to below 1 that follows from a name and the seed alone (BLAKE2b)."""
+    digest = hashlib.blake2b(f"{seed} {key}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def normal_name(name: str) -> str:

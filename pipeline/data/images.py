@@ -9,12 +9,12 @@ from sklearn.datasets import load_digits
 from pipeline import downloads
 from pipeline.data.csv_files import list_csv
 from pipeline.data.folders import list_folder
+from pipeline.data.held_out import with_held_out
 from pipeline.data.image_list import BUILT_IN_DATASETS, TEST, TRAIN, shortened
 from pipeline.data.pixels import image_suffixes
 from pipeline.data.reading import read_listed
 from pipeline.data.splits import DataSet, Images, in_parts, split
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_FILE = "datasets/cifar-10-batches-py-target_archive"  # in Keras' cache
 
@@ -28,14 +28,18 @@ def load_images(
     seed: int,
     unreadable: str = "stop",
     small_classes: str = "stop",
+    held_out_classes: str = "none",
 ) -> DataSet:
-    """Loads a data set in three parts.
+    """Loads a data set in its parts.
 
     CIFAR-10 has a test set of its own; a folder or a CSV file may have one, and a validation set too. Otherwise
     `splits.split` chooses the parts. Images of one size keep that size; those of a folder or CSV file with several
     sizes, or larger than `image_size`, are resized to `image_size` while they are read.
 
     An image that is in two parts is left out of training, or of validation, with a warning that names it.
+
+    All images of held-out classes are in a part of their own. Classes of which the data set has only test images are
+    held out too.
 
     Args:
         dataset: `"cifar10"`, `"digits"` or the path of a folder or a CSV file.
@@ -46,6 +50,7 @@ def load_images(
         seed: int, of the choice.
         unreadable: `"stop"` if image files cannot be read, or `"skip"` them.
         small_classes: `"stop"` if classes have fewer than two training images, or `"skip"` them.
+        held_out_classes: `"none"`, or a number or names of classes, as in `held_out.with_held_out`.
 
     Returns:
         `DataSet`.
@@ -56,12 +61,13 @@ def load_images(
     fractions = test_fraction, validation_fraction, seed
     if dataset not in BUILT_IN_DATASETS:
         listed = list_csv(dataset) if os.path.isfile(dataset) else list_folder(dataset, image_suffixes())
-        return read_listed(listed, image_size, fit, fractions, unreadable, small_classes)
+        return read_listed(listed, image_size, fit, fractions, unreadable, small_classes, held_out_classes)
     everything, parts = _load_cifar10() if dataset == "cifar10" else _load_digits()
-    class_names = CIFAR10_CLASSES if dataset == "cifar10" else [str(digit) for digit in range(10)]
+    class_names, labels = list(BUILT_IN_DATASETS[dataset]), everything.labels.tolist()
+    parts, test_fraction = with_held_out(class_names, labels, parts, test_fraction, held_out_classes, seed)
     numbers = [str(index) for index in range(len(parts))]  # in place of names
-    parts, _ = split(numbers, everything.labels.tolist(), parts, *fractions)
-    return in_parts(everything, parts, list(class_names))
+    parts, _ = split(numbers, labels, parts, test_fraction, validation_fraction, seed)
+    return in_parts(everything, parts, class_names)
 
 
 def print_summary(data: DataSet) -> None:
@@ -72,8 +78,16 @@ def print_summary(data: DataSet) -> None:
         f"{len(data.train.labels):,} images for training, {len(data.validation.labels):,} for validation, "
         f"{len(data.test.labels):,} for testing; {height}×{width} pixels; {len(names)} classes: {shortened(names)}"
     )
+    held_out = data.held_out_names
+    if held_out:
+        print(
+            f"Held-out classes, never trained on: {len(held_out):,}, with {len(data.held_out.labels):,} images: "
+            f"{shortened(held_out)}"
+        )
     without = [name for label, name in enumerate(names) if label not in data.test.labels]
-    if without:
+    if not len(data.test.labels):
+        print("No known classes in the test: all test images are of classes that do not train.")
+    elif without:
         print(f"Classes without a test image: {len(without):,}, {shortened(without)}")
 
 
@@ -88,11 +102,17 @@ def _load_cifar10():
     if keras.config.image_data_format() == "channels_last":
         images = images.transpose(0, 3, 1, 2)
     parts = [part for part, (_, each) in zip((TRAIN, TEST), loaded, strict=True) for _ in each]
-    return Images(images, labels.reshape(-1).astype("int32")), parts
+    names = [
+        f"{part} image {number}"
+        for part, (_, each) in zip((TRAIN, TEST), loaded, strict=True)
+        for number in range(len(each))
+    ]
+    return Images(images, labels.reshape(-1).astype("int32"), np.array(names, object)), parts
 
 
 def _load_digits():
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype("uint8")  # shape (n, 8, 8)
     images = np.repeat(grey[:, None], 3, axis=1)  # shape (n, 3, 8, 8)
-    return Images(images, digits.target.astype("int32")), [TRAIN] * len(images)
+    names = np.array([f"image {number}" for number in range(len(images))], object)
+    return Images(images, digits.target.astype("int32"), names), [TRAIN] * len(images)

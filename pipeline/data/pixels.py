@@ -123,16 +123,26 @@ def _values(image):
     return values
 
 
-def rgb_pixels(path: str | os.PathLike, size: tuple[int, int], fit: str, value_range: Range | None) -> np.ndarray:
-    """An image file as uint8 RGB of shape `(3, height, width)`, resized to `size` as `fit` says."""
-    with _opened(path) as image, _LARGE if image.width * image.height > 2**26 else contextlib.nullcontext():
+def rgb_pixels(
+    source: str | os.PathLike | np.ndarray | Image.Image, size: tuple[int, int], fit: str, value_range: Range | None
+) -> np.ndarray:
+    """An image as uint8 RGB of shape `(3, height, width)`, resized to `size` as `fit` says.
+
+    The source is the path of a file, an array of shape `(height, width, 3)` or `(height, width)`, or Pillow's image.
+    """
+    is_path = isinstance(source, (str, os.PathLike))
+    image = source if isinstance(source, Image.Image) else None if is_path else Image.fromarray(np.asarray(source))
+    with (
+        contextlib.nullcontext(image) if image else _opened(source) as image,
+        _LARGE if image.width * image.height > 2**26 else contextlib.nullcontext(),
+    ):
         orientation = _orientation(image)
         try:
             image.load()
         except OSError:  # truncated
             raise
         except Exception:  # perhaps because of metadata after the pixels
-            content = _without_metadata(path)
+            content = _without_metadata(source) if is_path else None
             if content is None:
                 raise
             image = Image.open(content)

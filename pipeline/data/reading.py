@@ -5,8 +5,9 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
+from pipeline.data.held_out import with_held_out
 from pipeline.data.image_files import read_data_set, reason
-from pipeline.data.image_list import PARTS, TRAIN, ImageList, in_lines, shortened
+from pipeline.data.image_list import HELD_OUT, PARTS, TEST, TRAIN, VALIDATION, ImageList, in_lines, shortened
 from pipeline.data.splits import DataSet, Images, in_parts, repeated_images, split
 from pipeline.errors import InputError
 
@@ -18,12 +19,13 @@ def read_listed(
     fractions: tuple[float, float, int],
     unreadable: str,
     small_classes: str,
+    held_out_classes: str = "none",
 ) -> DataSet:
-    """Reads images in three parts, and prints what is left out.
+    """Reads images in their parts, and prints what is left out.
 
     Args:
         listed: the images of a folder or a CSV file.
-        image_size, fit, unreadable, small_classes: as in `images.load_images`.
+        image_size, fit, unreadable, small_classes, held_out_classes: as in `images.load_images`.
         fractions: `test_fraction`, `validation_fraction` and `seed` of `splits.split`.
 
     Returns:
@@ -32,6 +34,10 @@ def read_listed(
     Raises:
         InputError: if images or classes cannot be used; the message says all that is wrong, and names the first twenty.
     """
+    test_fraction, validation_fraction, seed = fractions
+    classes = listed.class_names, listed.labels, listed.parts
+    parts, test_fraction = with_held_out(*classes, test_fraction, held_out_classes, seed)
+    listed, fractions = listed._replace(parts=parts), (test_fraction, validation_fraction, seed)
     keys = [group or name for group, name in zip(listed.groups, listed.names, strict=True)]
     parts, kept, wrong = _split(range(len(keys)), keys, listed, fractions)
     order = sorted(range(len(keys)), key=lambda index: PARTS.index(parts[index]))  # so that each part can be a view
@@ -47,7 +53,9 @@ def read_listed(
 
     repeated = repeated_images(digests, parts)
     counts = Counter(listed.labels[index] for index, part in parts.items() if part == TRAIN and index not in repeated)
-    small = {label: counts[label] for label in range(len(listed.class_names)) if counts[label] < 2}
+    held_out = {label for label, part in zip(listed.labels, listed.parts, strict=True) if part == HELD_OUT}
+    known = [label for label in range(len(listed.class_names)) if label not in held_out]
+    small = {label: counts[label] for label in known if counts[label] < 2}
     if small and small_classes == "skip":  # whose images do not count
         parts = {index: part for index, part in parts.items() if listed.labels[index] not in small}
         repeated = repeated_images(digests, parts)
@@ -62,8 +70,10 @@ def read_listed(
     places = [place for place, index in enumerate(order) if index in parts and index not in repeated]
     places.sort(key=lambda place: PARTS.index(parts[order[place]]))
     left = {parts[order[place]] for place in places}
-    if not wrong and (len(small) > len(listed.class_names) - 2 or left != set(PARTS)):
-        missing = [f"{part} images" for part in PARTS if part not in left] or ["a second class"]
+    wants_test = test_fraction or TEST in listed.parts or not held_out  # else all its test images are held out
+    needed = [TRAIN, VALIDATION, *([TEST] if wants_test else []), *([HELD_OUT] if held_out else [])]
+    if not wrong and (len(small) > len(known) - 2 or not left.issuperset(needed)):
+        missing = [f"{part.replace('_', '-')} images" for part in needed if part not in left] or ["a second class"]
         wrong.append(f"after leaving out images and classes, there are no {' and no '.join(missing)}")
     if len(wrong) == 1 and wrong[0].startswith("`"):  # a rule of its own
         raise InputError(wrong[0])
@@ -76,13 +86,18 @@ def read_listed(
         print(f"Skipped classes with fewer than two training images: {len(small):,}, {shortened(small_names)}")
     used = {order[place]: parts[order[place]] for place in places}
     _print_notes(listed, used, [index for index in kept if index in used])
-    remaining = [label for label in range(len(listed.class_names)) if label not in small]
-    new_labels = {label: number for number, label in enumerate(remaining)}
     images = decoded.images if len(places) == len(order) else decoded.images[places]  # a copy only if it must be
-    labels = [new_labels[listed.labels[order[place]]] for place in places]
-    class_names = [listed.class_names[label] for label in remaining]
-    ordered_parts = [parts[order[place]] for place in places]
-    return in_parts(Images(images, np.array(labels, "int32")), ordered_parts, class_names, decoded.value_range)
+    chosen = [order[place] for place in places]
+    labels = np.array([listed.labels[index] for index in chosen], "int32")
+    names = np.array([_name(listed, index) for index in chosen], object)
+    everything = Images(images, labels, names)
+    return in_parts(everything, [parts[index] for index in chosen], listed.class_names, decoded.value_range)
+
+
+def _name(listed, index):
+    """The path of an image in its data set, with `/`."""
+    top = listed.source if listed.source.is_dir() else listed.source.parent
+    return os.path.relpath(listed.paths[index], top).replace(os.sep, "/")
 
 
 def _split(indices, keys, listed, fractions):
@@ -123,21 +138,19 @@ def _print_notes(listed, parts, kept):
 
 def _print_equal_images(listed, parts, repeated, digests):
     """Prints which images are in two parts, and which are in two classes."""
-    top = listed.source if listed.source.is_dir() else listed.source.parent
-
-    def name(index):
-        return os.path.relpath(listed.paths[index], top)
-
     if repeated:
-        pairs = [f"{name(index)} = {name(other)} ({parts[other]})" for index, other in repeated.items()]
+        pairs = [
+            f"{_name(listed, index)} = {_name(listed, other)} ({parts[other].replace('_', ' ')})"
+            for index, other in repeated.items()
+        ]
         print(
-            "Warning: images that equal a test or validation image, and are left out of training or validation: "
-            f"{len(pairs):,}{in_lines(pairs)}"
+            "Warning: images that equal a test, validation or held-out image, and are left out of training or "
+            f"validation, or of testing if they equal a held-out one: {len(pairs):,}{in_lines(pairs)}"
         )
     equal = defaultdict(list)
     for index in parts:
         equal[digests[index]].append(index)
     in_two_classes = [each for each in equal.values() if len({listed.labels[index] for index in each}) > 1]
     if in_two_classes:
-        sets = [" = ".join(name(index) for index in each[:5]) for each in in_two_classes]
+        sets = [" = ".join(_name(listed, index) for index in each[:5]) for each in in_two_classes]
         print(f"Warning: images that are in more than one class: {len(sets):,}{in_lines(sets)}")

@@ -1,6 +1,5 @@
 """Labelled images as arrays; which of them are for training, validation and testing; samples of them."""
 
-import hashlib
 import math
 import zlib
 from collections import Counter, defaultdict
@@ -9,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.data.image_list import PARTS, TEST, TRAIN, VALIDATION
+from pipeline.data.image_list import HELD_OUT, PARTS, TEST, TRAIN, VALIDATION, number_of
 from pipeline.errors import InputError
 
 
@@ -19,45 +18,70 @@ class Images(NamedTuple):
     Attributes:
         images: uint8, RGB from 0 to 255, shape `(n, 3, height, width)`.
         labels: int32, the index of each image's class name, shape `(n,)`.
+        names: str, where each image comes from: its path in the data set; shape `(n,)`. None if that is unknown.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    names: np.ndarray | None = None
+
+    def of(self, chosen: np.ndarray | slice) -> "Images":
+        """Some of the images."""
+        return Images(*(each if each is None else each[chosen] for each in self))
 
 
 class DataSet(NamedTuple):
-    """A data set in three parts.
+    """A data set in its parts.
 
     Attributes:
-        train, validation, test: `Images`.
-        class_names: list of str; a label is an index into it.
+        train, validation, test: `Images` of the classes that train. If the data set's own test set has none of them,
+            `test` is empty.
+        held_out: `Images` of the classes that do not train at all.
+        class_names: list of str, the classes that train.
+        held_out_names: list of str, the others. A label is an index into `class_names + held_out_names`.
         value_range: lowest and highest value of 16-bit and floating-point image files, None without such files.
     """
 
     train: Images
     validation: Images
     test: Images
+    held_out: Images
     class_names: list[str]
+    held_out_names: list[str]
     value_range: tuple[float, float] | None = None
+
+    def shown(self) -> tuple[Images, list[str]]:
+        """The images that figures show, and their classes: for testing or, without any, the held-out ones."""
+        if len(self.test.labels):
+            return self.test, self.class_names
+        held_out = self.held_out._replace(labels=self.held_out.labels - len(self.class_names))
+        return held_out, self.held_out_names
 
 
 def in_parts(
     everything: Images, parts: Sequence[str], class_names: list[str], value_range: tuple[float, float] | None = None
 ) -> DataSet:
-    """Divides images into their parts: views, not copies, if they are ordered by part."""
+    """Divides images into their parts: views, not copies, if they are ordered by part.
+
+    Args:
+        everything: `Images`, whose labels are indices into `class_names`.
+        parts: one of `PARTS` for each image.
+        class_names: list of str. Classes without an image are left out, and the labels change accordingly.
+        value_range: as in `DataSet`.
+    """
     numbers, divided = np.array([PARTS.index(part) for part in parts]), {}
+    is_held_out = numbers == PARTS.index(HELD_OUT)
+    known, held_out = (np.unique(everything.labels[chosen]) for chosen in (~is_held_out, is_held_out))
+    new_labels = np.zeros(len(class_names), "int32")
+    new_labels[np.concatenate([known, held_out])] = np.arange(len(known) + len(held_out))
+    everything = everything._replace(labels=new_labels[everything.labels])
     for number, part in enumerate(PARTS):
         chosen = np.flatnonzero(numbers == number)
         if len(chosen) and chosen[-1] - chosen[0] + 1 == len(chosen):
             chosen = slice(chosen[0], chosen[-1] + 1)
-        divided[part] = Images(*(each[chosen] for each in everything))
-    return DataSet(**divided, class_names=class_names, value_range=value_range)
-
-
-def number_of(key: str, seed: int) -> float:
-    """A number from 0 to below 1 that follows from a name and the seed alone (BLAKE2b)."""
-    digest = hashlib.blake2b(f"{seed} {key}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+        divided[part] = everything.of(chosen)
+    names = ([class_names[label] for label in labels] for labels in (known, held_out))
+    return DataSet(*divided.values(), *names, value_range)
 
 
 def split(
@@ -79,9 +103,9 @@ def split(
     Args:
         keys: str, the name or group of each image.
         labels: int, the class of each image.
-        parts: `"train"`, `"validation"` or `"test"` of each image, as the data set has them. If there is no test image,
-            or no validation image, they are chosen among the training images.
-        test_fraction: float between 0 and 1.
+        parts: the part of each image, as the data set has them. If there is no test image, or no validation image, they
+            are chosen among the training images.
+        test_fraction: float between 0 and 1; 0 if no test image is wanted.
         validation_fraction: float between 0 and 1, of the images that are not for testing.
         seed: int.
 
@@ -111,7 +135,7 @@ def split(
             parts[index] = part
         return len(indices)
 
-    if TEST not in parts:
+    if TEST not in parts and test_fraction:
         below = [member for member in ordered if member[0] < test_fraction]
         kept = [index for member in below if not hold_out(member, TEST) for index in members[member]]
         ordered = ordered[len(below) :]
@@ -136,7 +160,7 @@ def split(
 
 
 def repeated_images(digests: dict[int, bytes], parts: dict[int, str]) -> dict[int, int]:
-    """Which images equal one for testing and are not for testing, or equal one for validation and are for training.
+    """Which images equal one of a part that matters more: held out, for testing, for validation, for training.
 
     Args:
         digests: checksums of the images' pixels, by index.
@@ -145,7 +169,7 @@ def repeated_images(digests: dict[int, bytes], parts: dict[int, str]) -> dict[in
     Returns:
         dict from the image to leave out to the equal image that stays.
     """
-    rank, stays = {part: place for place, part in enumerate(reversed(PARTS))}, {}  # test, validation, train
+    rank, stays = {part: place for place, part in enumerate(reversed(PARTS))}, {}
     for index in sorted(parts, key=lambda index: rank[parts[index]]):
         stays.setdefault(digests[index], index)
     first = {index: stays[digests[index]] for index in parts}
@@ -159,7 +183,7 @@ def sample(data: Images, count: int, seed: int) -> Images:
     per_class = max(10, math.ceil(count / len(classes)))
     members = [generator.permutation(np.flatnonzero(data.labels == label))[:per_class] for label in classes]
     chosen = np.sort(np.concatenate(members))
-    return Images(*(part[chosen] for part in data))
+    return data.of(chosen)
 
 
 def checksum(parts: tuple[Images, ...], class_names: list[str]) -> int:

@@ -3,47 +3,63 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from pipeline import files
-from pipeline.data.splits import Images
-from pipeline.neighbours import evaluate
+from pipeline.data.splits import DataSet, Images
+from pipeline.neighbours import evaluate, retrieval_scores
 
 
-def measure_controls(
-    folder: Path, embed: Callable[[Images], np.ndarray], train: Images, test: Images, neighbours: int
-) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """Measures how well the test images' classes are predicted without training.
+class Controls(NamedTuple):
+    """Scores without training; the keys are `"raw pixels"` and `"before training"`.
+
+    Attributes:
+        known: dict of the scores of the test images (see `evaluate`), empty without any.
+        unseen: dict of the scores of the held-out classes among themselves (see `retrieval_scores`), empty without any.
+        embeddings: before training, of the test images or, without any, of the held-out ones.
+    """
+
+    known: dict[str, dict[str, float]]
+    unseen: dict[str, dict[str, float]]
+    embeddings: np.ndarray
+
+
+def measure_controls(folder: Path, embed: Callable[[Images], np.ndarray], data: DataSet, neighbours: int) -> Controls:
+    """Measures how well the classes of test images are predicted, and held-out classes told apart, without training.
 
     The result is written to `controls.npz` in the run folder, and read from there when the run is resumed.
 
     Args:
         folder: path of the run folder.
         embed: function of `Images` that returns their embeddings before training, `(n, embedding_size)`.
-        train: `Images` that vote.
-        test: `Images` to predict.
+        data: `DataSet`; `test` or `held_out` may be empty, not both.
         neighbours: int, how many training images vote.
 
     Returns:
-        Tuple of a dict from the controls' names to their scores (see `evaluate`), and the test images' embeddings
-        before training, `(n, embedding_size)`.
+        `Controls`.
     """
     path = folder / "controls.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return json.loads(str(stored["scores"])), stored["embeddings"]
-    except Exception:  # not there yet; or corrupt, for which NumPy and zipfile raise many types
-        print("Predicting the test images' classes from raw pixels, and with the network before training ...")
-    labels = train.labels, test.labels
-    _, of_pixels = evaluate(raw_pixels(train), labels[0], raw_pixels(test), labels[1], neighbours)
-    embeddings = embed(test)
-    _, of_network = evaluate(embed(train), labels[0], embeddings, labels[1], neighbours)
-    scores = {"raw pixels": of_pixels, "before training": of_network}
+            scores = json.loads(str(stored["scores"]))
+            return Controls(scores["known"], scores["unseen"], stored["embeddings"])
+    except Exception:  # not there yet, or of an earlier version; or corrupt, which raises many types
+        print("Measuring how well raw pixels do, and the network before training ...")
+    known, unseen, embeddings = {}, {}, None
+    for name, features_of in {"raw pixels": raw_pixels, "before training": embed}.items():
+        if len(data.held_out.labels):
+            embeddings = features_of(data.held_out)
+            unseen[name] = retrieval_scores(embeddings, data.held_out.labels)
+        if len(data.test.labels):
+            embeddings = features_of(data.test)
+            train = features_of(data.train), data.train.labels
+            _, known[name] = evaluate(*train, embeddings, data.test.labels, neighbours)
     with files.open_atomic(path) as file:
-        np.savez(file, scores=np.array(json.dumps(scores)), embeddings=embeddings)
-    return scores, embeddings
+        np.savez(file, scores=np.array(json.dumps({"known": known, "unseen": unseen})), embeddings=embeddings)
+    return Controls(known, unseen, embeddings)
 
 
 def raw_pixels(data: Images) -> np.ndarray:

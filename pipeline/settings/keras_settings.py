@@ -51,7 +51,7 @@ def apply() -> None:
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
-        with _quiet_standard_error():
+        with quiet_standard_error():
             import keras
     except Exception as error:  # a broken or half installed package raises whatever it meets
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -63,7 +63,7 @@ def apply() -> None:
         used = keras.backend.backend()
         raise InputError(f"`KERAS_BACKEND` must stay {used} until the notebook is restarted. Received: {backend}")
     try:
-        with _quiet_standard_error():
+        with quiet_standard_error():
             keras.config.set_image_data_format(image_data_format)
             keras.config.set_floatx(floatx)
             keras.config.set_epsilon(float(epsilon))
@@ -76,7 +76,7 @@ def set_seed(seed: int) -> None:
     """Seeds Python, NumPy and the backend; without TensorFlow's notes, which Keras seeds too where it is installed."""
     import keras
 
-    with _quiet_standard_error():
+    with quiet_standard_error():
         keras.utils.set_random_seed(seed)
 
 
@@ -96,17 +96,17 @@ def set_precision(precision: str, image_size: int) -> str:
     """
     import keras
 
-    on_cpu = "cpu" in str(keras.ops.zeros(1).device).lower()
-    if on_cpu and precision not in ("auto", "float32"):
+    is_cpu = on_cpu()
+    if is_cpu and precision not in ("auto", "float32"):
         raise InputError(f'`PRECISION` must be "auto" or "float32" on a machine without a GPU. Received: {precision!r}')
-    policy = ("float32" if on_cpu else "mixed_float16") if precision == "auto" else precision
+    policy = ("float32" if is_cpu else "mixed_float16") if precision == "auto" else precision
     keras.config.set_dtype_policy(policy)
-    backend, device = keras.backend.backend(), "the CPU (no GPU found)" if on_cpu else "a GPU"
+    backend, device = keras.backend.backend(), "the CPU (no GPU found)" if is_cpu else "a GPU"
     print(f"Keras {keras.__version__} on {backend}, on {device}, with precision {policy}")
-    reason = why_no_gpu(backend) if on_cpu else ""
+    reason = why_no_gpu(backend) if is_cpu else ""
     if reason:
         print(f"Warning: this machine has an NVIDIA GPU that {backend} does not use. {reason}")
-    if on_cpu and image_size > 64:
+    if is_cpu and image_size > 64:
         print(
             f"Warning: without a GPU, training at IMAGE_SIZE = {image_size} may take days. A smaller --image-size is "
             f"faster. {NO_DOWNLOAD}"
@@ -121,8 +121,15 @@ def set_precision(precision: str, image_size: int) -> str:
     return policy
 
 
+def on_cpu() -> bool:
+    """Whether Keras computes on a CPU."""
+    import keras
+
+    return "cpu" in str(keras.ops.zeros(1).device).lower()
+
+
 @contextlib.contextmanager
-def _quiet_standard_error() -> Iterator[None]:
+def quiet_standard_error() -> Iterator[None]:
     """Holds back what libraries write to file descriptor 2, and prints it if they fail."""
     import tempfile  # slow to import, and not needed to report a wrong constant
 

@@ -89,7 +89,7 @@ def with_new_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parser(script, constants, described):
-    parser = _Parser(
+    parser = Parser(
         prog=Path(script).name,
         usage="%(prog)s [--constants FILE] [options]",
         description="Each constant at the top of the script is an option.",
@@ -115,7 +115,9 @@ def _parser(script, constants, described):
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser that raises InputError where the command line is wrong."""
+
     def error(self, message):
         raise InputError(f"{message}; --help lists the options.")
 

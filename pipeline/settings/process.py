@@ -29,11 +29,12 @@ OWN_MODULES = ("pipeline", "fine_tune_model", "triplet_loss_functions")
 _at_end = []  # functions that `run` calls when the main function has ended
 
 
-def run(main: Callable[[], object]) -> None:
+def run(main: Callable[[], object], trains: bool = True) -> None:
     """Runs `main`; where it is stopped early, prints one sentence and ends the process.
 
-    The exit code is 2 for `InputError`, for a missing package, for a disk that fails and for too little memory, and 128
-    plus the signal's number for `STOP_SIGNALS` and a closed standard output (`| head`).
+    The sentence says how to resume if `main` trains. The exit code is 2 for `InputError`, for a missing package, for a
+    disk that fails and for too little memory, and 128 plus the signal's number for `STOP_SIGNALS` and a closed standard
+    output (`| head`).
     """
     name = Path(sys.argv[0]).name
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
@@ -48,7 +49,7 @@ def run(main: Callable[[], object]) -> None:
         sys.stdout.flush()
         return
     except BaseException as error:
-        ending = _ending(error)
+        ending = _ending(error, trains)
         if ending is None:
             raise
     finally:
@@ -60,9 +61,13 @@ def run(main: Callable[[], object]) -> None:
     sys.exit(code)
 
 
-def _ending(error: BaseException) -> tuple[int, str] | None:
+def _ending(error: BaseException, trains: bool) -> tuple[int, str] | None:
     """The exit code and the sentence for an exception, None for one that is a bug or SystemExit."""
     match error:
+        case KeyboardInterrupt() if not trains:
+            return 128 + signal.SIGINT, "Stopped."
+        case BrokenPipeError() if not trains:
+            return 128 + SIGPIPE, ""
         case InputError():
             return 2, str(error)
         case Interrupted(saved=True):
@@ -82,7 +87,7 @@ def _ending(error: BaseException) -> tuple[int, str] | None:
             return 2, f"the package {module} must be installed: pip install -r requirements.txt"
         case Exception() if is_out_of_memory(error):
             rule = "`IMAGES_PER_CLASS` or `IMAGE_SIZE` must be smaller, since memory ran out"
-            return 2, f"{rule}. Received: {in_short(error)}"
+            return 2, f"{rule if trains else 'memory ran out'}. Received: {in_short(error)}"
     return None
 
 
@@ -187,7 +192,7 @@ class _Output:
 
 def _print_error(sentence):
     with contextlib.suppress(OSError):
-        print(sentence, file=sys.stderr)
+        print(sentence, end="\n" * bool(sentence), file=sys.stderr)
     _flush(sys.stderr)
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from pipeline.data.csv_files import list_csv
 from pipeline.data.folders import check_folder
-from pipeline.data.image_list import BUILT_IN_DATASETS
+from pipeline.data.held_out import held_out_classes
+from pipeline.data.image_list import BUILT_IN_DATASETS, TEST
 from pipeline.errors import InputError
 from pipeline.settings.backbones import BACKBONES
 
@@ -92,6 +93,9 @@ RULES = {
     "FIT": _one_of("scale", "pad"),
     "UNREADABLE_IMAGES": _one_of("stop", "skip"),
     "SMALL_CLASSES": _one_of("stop", "skip"),
+    "HELD_OUT_CLASSES": Rule(
+        str, lambda value: bool(value.strip()), '"none", a number, or names of classes', "NUMBER|NAMES"
+    ),
     "AUGMENT": _one_of("none", "shift", "shift_flip"),
     "BACKBONE": Rule(str, lambda value: value in BACKBONES, f"one of {', '.join(BACKBONES)}", "NAME"),
     "WEIGHTS": Rule(
@@ -112,6 +116,7 @@ RULES = {
     "LEARNING_RATE": _number_between(0, 10),
     "WARM_UP": Rule(float, lambda value: 0 <= value < 1, "a number from 0 to below 1", "FLOAT"),
     "NEIGHBOURS": _integer_from(1),
+    "FALSE_REJECTION_RATE": _number_between(0, 1),
     "PRECISION": _one_of("auto", "float32", "mixed_float16", "mixed_bfloat16"),
     "SEED": Rule(int, lambda value: 0 <= value < 2**31, "an integer from 0 to below 2**31", "INT"),
     "CHECKPOINT_MINUTES": _number_between(0, 1e6),
@@ -152,6 +157,8 @@ def checked(name: str, value: Any, default: Any) -> Any:
             converted = rule.kind(value)
         except ValueError:
             converted = value
+    elif rule.kind is str and type(value) is int and not rule.is_path:  # such as HELD_OUT_CLASSES = 2
+        converted = str(value)
     elif rule.kind is float and type(value) is int and abs(value) < 2**64:
         converted = float(value)
     elif rule.is_path and isinstance(value, str) and _is_path(value):
@@ -186,7 +193,12 @@ def check_together(values: dict[str, Any]) -> None:
             "`WEIGHTS` must not be the model that this run replaces; choose another folder with --run-folder. "
             f"Received: {values['WEIGHTS']!r}"
         )
-    if os.path.isfile(values["DATASET"]):
-        list_csv(values["DATASET"])
-    elif values["DATASET"] not in BUILT_IN_DATASETS:
-        check_folder(values["DATASET"], values["RUN_FOLDER"])
+    if values["DATASET"] in BUILT_IN_DATASETS:
+        class_names = BUILT_IN_DATASETS[values["DATASET"]]
+    elif os.path.isfile(values["DATASET"]):
+        listed = list_csv(values["DATASET"])
+        pairs = zip(listed.labels, listed.parts, strict=True)
+        class_names = sorted({listed.class_names[label] for label, part in pairs if part != TEST})
+    else:
+        class_names = check_folder(values["DATASET"], values["RUN_FOLDER"])
+    held_out_classes(class_names, values["HELD_OUT_CLASSES"], values["SEED"])

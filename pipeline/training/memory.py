@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.data.batches import Batches
 from pipeline.errors import InputError
 from pipeline.settings import devices, process
+from pipeline.settings.keras_settings import on_cpu
 
 # A training step needs at most about four times the memory of the outputs of all layers. Where a batch may so need more
 # than is free, a step with at most a sixteenth of it is measured first.
@@ -37,7 +38,7 @@ def check_first_batch(model: keras.Model, batches: Batches) -> None:
     images, labels = batches[0]
     per_row = _images_per_row(images)
     needed = 4 * LARGEST_FACTOR * _outputs(model) * len(images) * per_row  # of 4 bytes
-    if free is None or "cpu" not in str(keras.ops.zeros(1).device).lower() or needed < free:
+    if free is None or not on_cpu() or needed < free:
         return
     count = max(2, min(len(labels) // PART, int(len(labels) * free / needed / 2)))
     variables = [

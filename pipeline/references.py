@@ -1,0 +1,109 @@
+"""The labelled embeddings among which a run finds the nearest neighbours of new images, as a file."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline import files
+from pipeline.errors import InputError
+
+FILE = "references.npz"
+
+
+class References(NamedTuple):
+    """Labelled embeddings.
+
+    Attributes:
+        embeddings: float32, shape `(n, embedding_size)`.
+        labels: int32, indices into `class_names`, shape `(n,)`.
+        class_names: list of str.
+        names: str, the path of each image in its data set, shape `(n,)`.
+        threshold: float, the distance to the nearest reference above which an image is unknown; infinite for runs of
+            versions that had none.
+    """
+
+    embeddings: np.ndarray
+    labels: np.ndarray
+    class_names: list[str]
+    names: np.ndarray
+    threshold: float
+
+
+def write_references(folder: str | os.PathLike, references: References) -> None:
+    """Writes the references of a run atomically. Raises OSError if that fails."""
+    arrays = references._asdict() | {"names": np.array([*references.names], str)}
+    with files.open_atomic(Path(folder) / FILE) as file:
+        np.savez(file, **arrays)
+
+
+def read_references(folder: str | os.PathLike) -> References:
+    """Reads the references of a run; code in the file is not run.
+
+    Raises:
+        InputError: if the file cannot be read, or its arrays do not fit.
+    """
+    path = Path(folder) / FILE
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            embeddings, labels, class_names = (stored[name] for name in ("embeddings", "labels", "class_names"))
+            names = stored["names"] if "names" in stored else np.array([f"image {n}" for n in range(len(labels))])
+            threshold = float(stored["threshold"]) if "threshold" in stored else float("inf")
+        fits = embeddings.ndim == 2 and labels.shape == names.shape == embeddings.shape[:1] and len(labels) > 0
+        if not fits or not np.isfinite(embeddings).all() or not 0 <= labels.min() <= labels.max() < len(class_names):
+            raise ValueError("its arrays do not fit together")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"`RUN_FOLDER` must have an intact {FILE}. Received: {path} ({error})") from error
+    return References(embeddings.astype("float32"), labels.astype("int32"), class_names.tolist(), names, threshold)
+
+
+def with_class(references: References, class_name: str, embeddings: np.ndarray, names: list[str]) -> References:
+    """Adds a class.
+
+    Args:
+        references: `References`.
+        class_name: str, which must not be among `references.class_names`.
+        embeddings: floats of its images, shape `(m, embedding_size)`.
+        names: list of m str.
+
+    Returns:
+        `References`.
+
+    Raises:
+        InputError: if there is such a class.
+    """
+    if class_name in references.class_names:
+        count = int(np.sum(references.labels == references.class_names.index(class_name)))
+        raise InputError(
+            f"`--add` must name a new class. Received: {class_name!r}, which has {count:,} references; to replace "
+            f"them, remove the class in the same command: --remove {class_name!r}"
+        )
+    return references._replace(
+        embeddings=np.concatenate([references.embeddings, embeddings.astype("float32")]),
+        labels=np.concatenate([references.labels, np.full(len(names), len(references.class_names), "int32")]),
+        class_names=[*references.class_names, class_name],
+        names=np.concatenate([references.names.astype(object), np.array(names, object)]),
+    )
+
+
+def without_class(references: References, class_name: str) -> References:
+    """Removes a class.
+
+    Raises:
+        InputError: if there is no such class, or no other one.
+    """
+    if class_name not in references.class_names:
+        raise InputError(f"`--remove` must name a class that --list shows. Received: {class_name!r}")
+    if len(references.class_names) == 1:
+        raise InputError(f"`--remove` must leave a class. Received: {class_name!r}, the only one")
+    gone = references.class_names.index(class_name)
+    kept = references.labels != gone
+    labels = references.labels[kept]
+    return references._replace(
+        embeddings=references.embeddings[kept],
+        labels=labels - (labels > gone),
+        class_names=[name for name in references.class_names if name != class_name],
+        names=references.names[kept],
+    )
