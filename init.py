@@ -7,7 +7,7 @@
     python init.py --constants my_run/constants.json --margin 0.2 --run-folder second
                                                             repeat a run with one constant changed
 
-If a run is interrupted, the same command resumes it.
+If a run is interrupted, the same command resumes it. `python classify.py my_run photo.jpg` classifies new images.
 """
 
 from pipeline import run_folder
@@ -147,6 +147,7 @@ def main():
         )
     run_folder.finish(folder, report)
     print(f"The model, its reference embeddings, the report and the figures are in {folder}/")
+    print(f"To classify new images: python classify.py {folder} IMAGE_OR_FOLDER")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 FOLDER has image files, in class folders or not; COUNT are numbers of them, 100 and 2,000 if not given. The network
 alone predicts the same images from memory, in batches of the same size: as it is saved, channels_last inside, and as it
-was trained, channels_first. Rates are medians of turns. Time and memory are of `classify.py RUN_FOLDER FILE ...` in a
-process of its own; the time to the first answer counts from the end of the loading of the model.
+was trained, channels_first. Rates are medians of turns. Time and memory are of a classifier in a process of its own; the
+time to the first answer counts from the end of the loading of the model.
 
 Writes a table, `benchmarks/results/classify.md`.
 """
@@ -37,15 +37,16 @@ def files_in(folder):
 
 
 def in_a_process(run_folder, folder, count):
-    """Seconds to load, to the first answer and in all, and MiB of memory at the end of the loading and at most."""
-    start = time.perf_counter()
+    """Seconds to load the model, to the first answer and in all, and MiB of memory at the end of the loading and at most."""
     keras_settings.apply()
     from pipeline.classifier import Classifier
 
+    paths = files_in(folder)[:count]
+    start = time.perf_counter()
     classifier = Classifier(run_folder)
     loaded, process = time.perf_counter(), psutil.Process()
     before = process.memory_info().rss
-    answers, first, most = classifier.answers(files_in(folder)[:count]), None, before
+    answers, first, most = classifier.answers(paths), None, before
     for number, _ in enumerate(answers):
         first = first or time.perf_counter()
         if number % 100 == 0:
