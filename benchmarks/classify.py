@@ -4,8 +4,8 @@
 
 FOLDER has image files, in class folders or not; COUNT are numbers of them, 100 and 2,000 if not given. The network
 alone predicts the same images from memory, in batches of the same size: as it is saved, channels_last inside, and as it
-was trained, channels_first. Rates are medians of turns. Time and memory are of a classifier in a process of its own, and
-count from the end of the loading of the model.
+was trained, channels_first. Rates are medians of turns. Time and memory are of a classifier in a process of its own,
+and count from the end of the loading of the model.
 
 Writes a table, `benchmarks/results/classify.md`.
 """
