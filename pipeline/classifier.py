@@ -115,7 +115,7 @@ class Classifier:
             for image, error in zip(batch, errors, strict=True):
                 yield image, error or next(answers)
 
-    def embed(self, images: Iterable) -> tuple[np.ndarray, list[Any], dict[Any, Exception]]:
+    def embed(self, images: Iterable) -> tuple[np.ndarray, list[Any], list[tuple[Any, Exception]]]:
         """Computes embeddings.
 
         Args:

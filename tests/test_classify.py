@@ -15,6 +15,7 @@ import classify
 from pipeline.classifier import Classifier
 from pipeline.errors import InputError
 from pipeline.references import read_references
+from pipeline.report import check
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +183,14 @@ def test_no_embedding_is_lost_or_moved_between_the_images_of_many_batches(place)
     together, alone = classifier.predict(images), [classifier.predict([image])[0] for image in images[::17]]
     for one, other in zip(together[::17], alone, strict=True):
         assert one.reference == other.reference and one.distance == pytest.approx(other.distance, abs=1e-5)
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_listed():
+    names = [*(f"class {number}" for number in range(20)), "unknown"]
+    labels, answers = np.array([0] * 5 + [1] * 4 + [2] * 3 + [3]), np.array([0, 7, 7, 7, 20, 1, 1, 3, 3, 2, 2, 2, 3])
+    text = check._confusions(labels, answers, names)
+    assert [" ".join(line.split()) for line in text.splitlines()[1:]] == [
+        "3 class 0 → class 7",
+        "2 class 1 → class 3",
+        "1 class 0 → unknown",
+    ]

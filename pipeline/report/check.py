@@ -1,7 +1,8 @@
 """How good the answers of a classifier are on labelled images."""
 
+from collections import Counter
+
 import numpy as np
-from sklearn.metrics import confusion_matrix
 
 from pipeline.classifier import UNKNOWN, Classifier
 from pipeline.data.image_list import TEST, ImageList, in_lines, shortened
@@ -83,24 +84,19 @@ def print_check(classifier: Classifier, listed: ImageList) -> list[str]:
 
 def _confusions(labels, answers, names):
     """The confusion matrix of few classes as text, or the most frequent confusions of many."""
-    matrix = confusion_matrix(labels, answers, labels=range(len(names)))
-    if len(names) <= MOST_CLASSES:
-        width = max(map(display_width, names)) + 2
-        lines = ["Rows: the true class; columns: the answer"]
-        lines.append(
-            " " * width
-            + "".join(" " * (max(6, display_width(name) + 1) - display_width(name)) + name for name in names)
-        )
-        for name, row in zip(names[:-1], matrix, strict=False):
-            cells = "".join(
-                f"{count:>{max(6, display_width(other) + 1)}}" for other, count in zip(names, row, strict=True)
-            )
-            lines.append(name + " " * (width - display_width(name)) + cells)
-        return "\n".join(lines) + "\n"
-    np.fill_diagonal(matrix, 0)
-    order = np.argsort(-matrix, axis=None, kind="stable")[:MOST_CONFUSIONS]
-    pairs = [
-        (row, column) for row, column in zip(*np.unravel_index(order, matrix.shape), strict=True) if matrix[row, column]
+    counts = Counter(zip(labels.tolist(), answers.tolist(), strict=True))
+    if len(names) > MOST_CLASSES:
+        wrong = [(pair, count) for pair, count in counts.most_common() if pair[0] != pair[1]][:MOST_CONFUSIONS]
+        lines = [f"{count:>6}  {names[row]} → {names[column]}" for (row, column), count in wrong]
+        return "\n".join(["The most frequent confusions: true class → answer", *lines]) + "\n"
+    widths = [max(map(display_width, names)) + 2, *(max(6, display_width(name) + 1) for name in names)]
+
+    def line(title, cells):
+        texts = [title + " " * (widths[0] - display_width(title))]
+        texts += [" " * (width - display_width(cell)) + cell for width, cell in zip(widths[1:], cells, strict=True)]
+        return "".join(texts)
+
+    lines = [
+        line(name, [str(counts[row, column]) for column in range(len(names))]) for row, name in enumerate(names[:-1])
     ]
-    lines = [f"{matrix[row, column]:>6}  {names[row]} → {names[column]}" for row, column in pairs]
-    return "\n".join(["The most frequent confusions: true class → answer", *lines]) + "\n"
+    return "\n".join(["Rows: the true class; columns: the answer", line("", names), *lines]) + "\n"
