@@ -12,11 +12,12 @@ The run folder is all that is needed, also on another machine.
 """
 
 import os
+import sys
+from collections import Counter
 
 from pipeline import run_folder
-from pipeline.data.csv_files import list_csv
-from pipeline.data.folders import images_in, list_folder
-from pipeline.data.image_list import has_control_characters, in_lines, normal_name
+from pipeline.data.folders import images_in
+from pipeline.data.image_list import in_lines, normal_name
 from pipeline.errors import InputError
 from pipeline.settings import keras_settings, options, process
 
@@ -47,19 +48,17 @@ def main():
     if given.similar:
         answers.print_similar(classifier, given.similar, given.neighbours or classifier.neighbours, given.format)
     if given.check:
-        try:
-            is_file = os.path.isfile(given.check)
-            listed = list_csv(given.check) if is_file else list_folder(given.check, image_suffixes())
-        except InputError as error:  # which names the constant for which such a folder is meant
-            raise InputError(str(error).replace("`DATASET`", "`--check`")) from error
-        unread += check.print_check(classifier, listed)
+        unread += check.print_check(classifier, given.check)
     if given.export:
         from pipeline.export import export  # which needs packages that other commands do not
 
         export(classifier, given.export)
     if given.images:
-        paths = images_in(given.images, image_suffixes(), unread)
-        unread += answers.print_answers(classifier.answers(paths), given.format)
+        paths = images_in(given.images, image_suffixes(), unread, skipped := Counter())
+        unread += answers.print_answers(classifier.answers(paths), given.format, classifier.references.class_names)
+        if skipped:
+            names = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(skipped.items()))
+            print(f"Skipped files in folders that are no images: {names}", file=sys.stderr)
     if unread:
         raise SystemExit(f"Images and folders that could not be read: {len(unread):,}{in_lines(unread)}")
 
@@ -83,8 +82,8 @@ def parsed_arguments():
     for path in given.images + [path for path in (given.check, given.similar) if path]:
         if not os.path.exists(path):
             raise InputError(f"Images and folders must exist. Received: {path!r}")
-    if given.neighbours is not None and given.neighbours < 1:
-        raise InputError(f"`--neighbours` must be at least 1. Received: {given.neighbours}")
+    if given.neighbours is not None and (given.neighbours < 1 or not given.similar):
+        raise InputError(f"`--neighbours` must be at least 1, and is for --similar. Received: {given.neighbours}")
     return given
 
 
@@ -92,7 +91,7 @@ def class_and_folder(text: str) -> tuple[str, str]:
     """The name and the folder in `CLASS=FOLDER`. Raises InputError if there is no such folder, or no name."""
     name, _, folder = text.partition("=")
     name, folder = normal_name(name.strip()), os.path.expanduser(folder)
-    if not name or has_control_characters(name) or not os.path.isdir(folder):
+    if not name or not os.path.isdir(folder):
         raise InputError(f"`--add` must be CLASS=FOLDER, with an existing folder. Received: {text!r}")
     return name, folder
 

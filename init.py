@@ -65,7 +65,7 @@ def main():
         from pipeline.data.batches import Batches, in_order, training_batches
         from pipeline.data.images import load_images, print_summary
         from pipeline.data.splits import at_most, checksum, sample
-        from pipeline.references import References, write_references
+        from pipeline.references import References, trained_classes, write_references
         from pipeline.report import controls, figures, results, scores
         from pipeline.training.alarms import TrainingAlarms
         from pipeline.training.callbacks import HistoryFile, NearestNeighbourAccuracy, PredictionProgress, TimeEstimate
@@ -131,6 +131,7 @@ def main():
     # Report, and save everything.
     columns = history.columns()
     warnings = scores.prediction_warnings(after, data, FALSE_REJECTION_RATE, columns, checkpoints.diverged)
+    warnings += scores.held_out_warnings(held_out_names, trained_classes(WEIGHTS))
     report = scores.print_report(folder, data, before, after, neighbours, FALSE_REJECTION_RATE, warnings)
     with files.atomic_path(folder / "embedding_model.keras") as path:
         model.save(path)

@@ -15,7 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from pipeline import lock, references, run_folder
 from pipeline.data.image_files import quiet_pillow, reason, returning_errors
-from pipeline.data.image_list import in_lines
+from pipeline.data.image_list import has_control_characters, in_lines
 from pipeline.data.pixels import rgb_pixels
 from pipeline.errors import InputError
 from pipeline.neighbours import vote
@@ -72,13 +72,19 @@ class Classifier:
         self._use(references.read_references(self.folder))
         path = self.folder / "embedding_model.keras"
         try:
+            self.version = path.stat().st_mtime_ns
             self.model = keras.saving.load_model(path, compile=False, safe_mode=True)
             self.size = self.model.input_shape[2:]  # height and width in pixels
             if self.model.output_shape[1:] != self.references.embeddings.shape[1:]:
                 raise ValueError("its embeddings have another length than those of references.npz")
-        except Exception as error:  # Keras, zipfile and h5py raise many types for a corrupt file
+            if not np.isfinite(self._embed(np.zeros((1, 3, *self.size), "uint8"))).all():
+                raise ValueError("its embeddings are not finite")
+        except Exception as error:  # Keras, zipfile, h5py and the backends raise many types
             message = " ".join(str(error).split())[:300]
-            raise InputError(f"`RUN_FOLDER` must have an intact model. Received: {path} ({message})") from error
+            raise InputError(
+                f"`RUN_FOLDER` must have an intact model, which {keras.backend.backend()} can compute here. Received: "
+                f"{path} ({message})"
+            ) from error
 
     def predict(self, images: Iterable) -> list[Answer]:
         """Classifies images.
@@ -105,7 +111,7 @@ class Classifier:
         """Classifies images one batch at a time, so that there may be any number of them.
 
         Args:
-            images: as in `predict`; taken as they are needed.
+            images: as in `predict`; taken up to four batches before their answers.
 
         Yields:
             Tuples of an image as it was given, and its `Answer` or the error of reading it.
@@ -143,8 +149,10 @@ class Classifier:
             List of tuples of a reference's path in its data set, its class and its distance, nearest first.
 
         Raises:
-            InputError: if the image cannot be read.
+            InputError: if the image cannot be read, or `count` is below 1.
         """
+        if count < 1:
+            raise InputError(f"`count` must be at least 1. Received: {count}")
         embeddings, _, unread = self.embed([image])
         for _, error in unread:
             raise InputError(f"The image must be readable. Received: {image} ({error})")
@@ -168,10 +176,16 @@ class Classifier:
             List of tuples of the images that cannot be read, which are left out, and their errors.
 
         Raises:
-            InputError: if there is no class to remove, a class to add exists or has no image that can be read; nothing
-                is changed then.
+            InputError: if there is no class to remove, a class to add exists, cannot have its name or has no image that
+                can be read, or the file cannot be written; nothing is changed then.
         """
-        removed, embedded, unread = list(removed), {}, []
+        removed, embedded, unread = [removed] if isinstance(removed, str) else list(removed), {}, []
+        for name in added:
+            if not isinstance(name, str) or not name.strip() or name == UNKNOWN or has_control_characters(name):
+                raise InputError(
+                    f"`--add` must have the name of a class, without control characters, and not {UNKNOWN!r}. "
+                    f"Received: {name!a}"
+                )
         nothing = np.zeros((0, self.references.embeddings.shape[1]))
         _changed(self.references, removed, dict.fromkeys(added, (nothing, [])))  # raises before the work is done
         for name, images in added.items():
@@ -180,10 +194,15 @@ class Classifier:
                 reasons = in_lines([f"{image}: {error}" for image, error in wrong])
                 raise InputError(f"`--add` must have images that can be read. Received: none for {name!r}{reasons}")
             embedded[name], unread = (embeddings, _names_in_class(name, read)), unread + wrong
-        lock.lock(self.folder, LOCK_SECONDS)
         try:
+            lock.lock(self.folder, LOCK_SECONDS)
+            if (self.folder / "embedding_model.keras").stat().st_mtime_ns != self.version:
+                raise InputError(f"`RUN_FOLDER` must stay the same run. Received: {str(self.folder)!r}, trained again")
             changed = _changed(references.read_references(self.folder), removed, embedded)
             references.write_references(self.folder, changed)
+        except OSError as error:
+            rule = "`RUN_FOLDER` must be writable, on a disk with free space, to change its classes"
+            raise InputError(f"{rule}. Received: {error}") from error
         finally:
             lock.unlock(self.folder)
         self._use(changed)

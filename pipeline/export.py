@@ -82,10 +82,10 @@ def export(classifier: Classifier, path: str) -> None:
         InputError: if packages are missing, the backend cannot export, or the answers differ; no file is written then.
     """
     is_onnx = Path(path).suffix.lower() == ".onnx"
-    if not is_onnx and (Path(path).suffix or Path(path).exists()):
+    if Path(path).is_dir() or (not is_onnx and (Path(path).suffix or Path(path).exists())):
         raise InputError(f"`--export` must be a file that ends with .onnx, or a new folder. Received: {path!r}")
-    if not Path(path).absolute().parent.is_dir():
-        raise InputError(f"`--export` must be in an existing folder. Received: {path!r}")
+    if not os.access(Path(path).absolute().parent, os.W_OK):
+        raise InputError(f"`--export` must be in an existing folder that is writable. Received: {path!r}")
     if is_onnx:
         for package in ("onnx", "onnxruntime"):
             _check_package(package)
@@ -98,6 +98,8 @@ def export(classifier: Classifier, path: str) -> None:
             with quiet_standard_error():
                 model.export(temporary, format="onnx" if is_onnx else "tf_saved_model", verbose=False)
                 answer = _onnx_function(temporary, classifier) if is_onnx else _saved_model_function(temporary)
+        except OSError:  # such as a full disk
+            raise
         except Exception as error:  # the exporters raise many types
             backend = keras.backend.backend()
             raise InputError(
@@ -137,7 +139,8 @@ def _onnx_function(path, classifier):
     for node in model.graph.node:
         for names in (node.input, node.output):
             names[:] = [new_names.get(name, name) for name in names]
-    details = {"class_names": json.dumps(classifier.references.class_names), "fit": classifier.fit}
+    known = classifier.references
+    details = {"class_names": json.dumps(known.class_names), "fit": classifier.fit, "threshold": str(known.threshold)}
     onnx.helper.set_model_props(model, details)
     onnx.save(model, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -34,7 +34,7 @@ def lock(folder: str | os.PathLike, seconds: float = 0) -> bool:
             if time.monotonic() >= last:
                 raise InputError(
                     f"`RUN_FOLDER` must not be in use by another process. Received: {str(folder)!r}, in which a "
-                    "process is active; wait for it, or choose another folder with --run-folder."
+                    "process is active; wait for it, or choose another folder."
                 ) from error
         time.sleep(0.1)
     _locks[os.path.realpath(folder)] = file

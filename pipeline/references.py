@@ -1,7 +1,6 @@
 """The labelled embeddings among which a run finds the nearest neighbours of new images, as a file."""
 
 import os
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,12 +50,24 @@ def read_references(folder: str | os.PathLike) -> References:
             embeddings, labels, class_names = (stored[name] for name in ("embeddings", "labels", "class_names"))
             names = stored["names"] if "names" in stored else np.array([f"image {n}" for n in range(len(labels))])
             threshold = float(stored["threshold"]) if "threshold" in stored else float("inf")
-        fits = embeddings.ndim == 2 and labels.shape == names.shape == embeddings.shape[:1] and len(labels) > 0
-        if not fits or not np.isfinite(embeddings).all() or not 0 <= labels.min() <= labels.max() < len(class_names):
+        kinds = "".join(each.dtype.kind for each in (embeddings, labels, class_names, names))
+        shapes_fit = labels.shape == names.shape == embeddings.shape[:1] and embeddings.ndim == 2 and len(labels) > 0
+        names_fit = class_names.ndim == 1 and len(set(class_names.tolist())) == len(class_names)
+        if kinds not in ("fiUU", "fuUU") or not shapes_fit or not names_fit or not threshold > 0:
+            raise ValueError("its arrays have wrong types or shapes")
+        if not np.isfinite(embeddings).all() or not 0 <= labels.min() <= labels.max() < len(class_names):
             raise ValueError("its arrays do not fit together")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy and zipfile raise many types for a corrupt file
         raise InputError(f"`RUN_FOLDER` must have an intact {FILE}. Received: {path} ({error})") from error
     return References(embeddings.astype("float32"), labels.astype("int32"), class_names.tolist(), names, threshold)
+
+
+def trained_classes(weights: str | os.PathLike) -> list[str]:
+    """The classes of the run that a weights file comes from, if its references are in the same folder."""
+    try:
+        return read_references(Path(weights).parent).class_names if Path(weights).is_file() else []
+    except InputError:
+        return []
 
 
 def with_class(references: References, class_name: str, embeddings: np.ndarray, names: list[str]) -> References:

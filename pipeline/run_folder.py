@@ -32,6 +32,8 @@ FILES = (
     "constants.json",
 )
 RESULTS = ("embedding_model.keras", "references.npz")  # a run without them is not finished
+# Constants with which a finished model is not to be trained further: it would not fit, or has seen what is now tested.
+NEEDS_ANOTHER_START = ("DATASET", "BACKBONE", "EMBEDDING_SIZE", "HELD_OUT_CLASSES", "SEED", "TEST_FRACTION")
 ADVICE = "choose another folder with --run-folder, or replace the run with --overwrite"
 # Constants whose paths may differ between two commands of one run: `start` compares what the paths hold.
 COMPARED_BY_CONTENT = {"DATASET": BUILT_IN_DATASETS, "WEIGHTS": ("imagenet", "none")}  # and values that are no paths
@@ -96,7 +98,7 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
     if changed and _has_trained(folder):
         named = "; ".join(f"{name} was {stored.get(name)!r}, now {constants.get(name)!r}" for name in changed)
         advice = ADVICE
-        if report and not any(name in ("DATASET", "BACKBONE", "EMBEDDING_SIZE") for name in changed):
+        if report and not any(name in NEEDS_ANOTHER_START for name in changed):
             model = folder / "embedding_model.keras"
             advice = f"to train its model further, use --weights {model} with another --run-folder; or else {ADVICE}"
         raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run with other constants ({named}); {advice}.")
@@ -117,11 +119,23 @@ def constants_of_finished(folder: str | os.PathLike) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"{rule}. Received: {str(folder)!r}, which is no folder")
     missing = [name for name in ("constants.json", *RESULTS) if not (folder / name).exists()]
-    stored, report = _read_run(folder)
+    try:
+        stored, report = _read_run(folder)
+    except InputError as error:  # with advice for training
+        raise InputError(f"{rule}. Received: {str(folder)!r}; {error.__cause__}") from error
     if stored is not None and not report:
         raise InputError(f"{rule}. Received: {str(folder)!r}, whose run is not finished: it has no report.txt")
     if missing:
         raise InputError(f"{rule}. Received: {str(folder)!r} without {', '.join(missing)}")
+    neighbours, value_range = stored.get("NEIGHBOURS", 1), stored.get(STARTED_WITH, {}).get("value range")
+    is_range = isinstance(value_range, list) and len(value_range) == 2 and {*map(type, value_range)} <= {int, float}
+    if (
+        type(neighbours) is not int
+        or neighbours < 1
+        or stored.get("FIT", "scale") not in ("scale", "pad")
+        or not (value_range is None or is_range)
+    ):
+        raise InputError(f"{rule}. Received: {str(folder / 'constants.json')!r} with a wrong NEIGHBOURS, FIT or range")
     return stored
 
 

@@ -151,9 +151,36 @@ def test_a_removed_class_keeps_the_labels_of_the_others_and_can_be_replaced_in_o
     assert classifier.predict([coloured("yellow", generator)])[0].class_name == "red"
 
 
+def test_a_run_that_has_been_trained_again_is_not_changed(own):
+    classifier = Classifier(own)
+    os.utime(own / "embedding_model.keras", (1e9, 1e9))
+    with pytest.raises(InputError, match="`RUN_FOLDER` must stay the same run"):
+        classifier.change_classes(["red"], {})
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((3, 8, 8), "uint8"),
+        np.zeros((8, 8, 3), "float32"),
+        np.zeros((8, 8), "int32"),
+        np.zeros((8, 8), bool),
+        np.zeros((8, 8, 2), "uint8"),
+        np.zeros((0, 8, 3), "uint8"),
+        np.zeros(8, "uint8"),
+    ],
+)
+def test_arrays_that_could_be_misread_are_refused(image, classifier):
+    with pytest.raises(InputError, match=rf"image 0: arrays must be uint8 of shape .*{image.dtype}"):
+        classifier.predict([image])
+
+
 @pytest.mark.parametrize(
     ("removed", "added", "words"),
     [
+        ([], {"unknown": [0]}, "not 'unknown'"),
+        ([], {"a\nb": [0]}, "without control characters"),
+        ("blue", {}, "`--remove` must name a class that --list shows. Received: 'blue'"),
         ([], {"red": [0]}, "`--add` must name a new class.*'red', which has 20 references.*--remove 'red'"),
         (["blue"], {}, "`--remove` must name a class that --list shows. Received: 'blue'"),
         (["red", "red"], {}, "`--remove` must name a class that --list shows. Received: 'red'"),
@@ -195,7 +222,7 @@ def test_a_full_disk_leaves_the_references_as_they_were(own, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"must be writable, on a disk with free space.*No space left"):
         classifier.change_classes(["red"], {})
     assert (own / "references.npz").read_bytes() == content
     assert ".part.references.npz" not in os.listdir(own)
@@ -219,6 +246,13 @@ def save_lambda(folder):
     keras.Model(images, outputs).save(folder / "embedding_model.keras")
 
 
+def save_model(folder, shape, bias=0.0):
+    images = keras.Input(shape, dtype="uint8")
+    features = keras.layers.Flatten()(keras.ops.cast(images, "float32"))
+    outputs = keras.layers.Dense(16, bias_initializer=keras.initializers.Constant(bias))(features)
+    keras.Model(images, outputs).save(folder / "embedding_model.keras")
+
+
 def edit_constants(folder, text):
     (folder / "constants.json").write_text(text)
 
@@ -228,7 +262,10 @@ UNUSABLE = {
     "no run": (lambda folder: [path.unlink() for path in folder.iterdir()], "without constants.json, embedding_model"),
     "no model": (lambda folder: (folder / "embedding_model.keras").unlink(), "without embedding_model.keras"),
     "not finished": (lambda folder: (folder / "report.txt").unlink(), "is not finished"),
-    "constants cut off": (lambda folder: edit_constants(folder, '{"FIT": '), "readable run"),
+    "constants cut off": (lambda folder: edit_constants(folder, '{"FIT": '), "a finished run"),
+    "a wrong number of neighbours": (lambda folder: edit_constants(folder, '{"NEIGHBOURS": 0}'), "wrong NEIGHBOURS"),
+    "a wrong fit": (lambda folder: edit_constants(folder, '{"FIT": "wide"}'), "wrong NEIGHBOURS, FIT"),
+    "a wrong range": (lambda folder: edit_constants(folder, '{"started with": {"value range": [1]}}'), "or range"),
     "model cut off": (lambda folder: os.truncate(folder / "embedding_model.keras", 5000), "intact model"),
     "a model that runs code": (save_lambda, "intact model.*safe"),
     "references cut off": (lambda folder: os.truncate(folder / "references.npz", 900), "intact references.npz"),
@@ -237,6 +274,20 @@ UNUSABLE = {
         "intact references.npz.*pickle",
     ),
     "references without labels": (lambda folder: replace_references(folder, labels=None), "intact references.npz"),
+    "a threshold that is no number": (
+        lambda folder: replace_references(folder, threshold=np.nan),
+        "intact references.npz",
+    ),
+    "embeddings that are text": (
+        lambda folder: replace_references(folder, embeddings=np.full((60, 16), "0.5")),
+        "intact references.npz.*types",
+    ),
+    "a class twice": (
+        lambda folder: replace_references(folder, class_names=np.array(["red", "green", "red"])),
+        "intact references.npz",
+    ),
+    "a model for other images": (lambda folder: save_model(folder, (8, 8, 3)), "intact model"),
+    "a model that is not finite": (lambda folder: save_model(folder, (3, 8, 8), np.nan), "intact model.*not finite"),
     "labels of no class": (
         lambda folder: replace_references(folder, labels=np.full(60, 3, "int32")),
         "intact references.npz.*do not fit",

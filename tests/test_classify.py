@@ -91,12 +91,14 @@ def test_the_check_prints_scores_of_known_and_of_unknown_images(run, place):
     rejected = sum(answer.class_name == "unknown" for answer in known.values())
     printed = run("run", "--check", "photos")
     assert "Images: 24, of them 18 of classes that the run knows" in printed
-    assert "does not know: 1, yellow\n" in printed
+    assert "does not know (1): yellow\n" in printed
     assert f"count as wrong: {right / 18:.4f}\n" in printed
     assert f"Known images that are called unknown: {rejected / 18:.4f}\n" in printed
     assert "Unknown images that are called unknown: 1.0000\n" in printed
     assert "known images: 1.0000" in printed  # the AUROC: yellow is far from everything
     rows = [line.split() for line in printed.splitlines()]
+    assert ["unknown", "0", "0", "0", "6"] in rows  # all of the unknown class
+    assert not any("macro" in row and "18" not in row for row in rows)
     for name in KNOWN:
         of_name = [answer.class_name for path, answer in known.items() if f"/{name}/" in path]
         cells = [str(of_name.count(other)) for other in (*KNOWN, "unknown")]
@@ -156,7 +158,9 @@ def test_similar_references_are_printed_with_their_distances(run, place):
         (["run", "--add", "a=photos", "--add", "a=photos/red"], "each class once"),
         (["run", "--add", "red=photos/red"], "a new class.*'red', which has 20 references"),
         (["run", "--remove", "blue"], "--list shows. Received: 'blue'"),
-        (["run", "--similar", "photos/red/0.png", "--neighbours", "0"], "at least 1. Received: 0"),
+        (["run", "photos", "--neighbours", "3"], "is for --similar"),
+        (["run", "--add", "unknown=photos/red"], "not 'unknown'"),
+        (["run", "--similar", "photos/red/0.png", "--neighbours", "0"], "at least 1, .* Received: 0"),
         (["run", "--format", "xml", "photos"], "invalid choice: 'xml'"),
         (["run", "--export", "model.h5"], r"ends with \.onnx, or a new folder"),
         (["run", "--export", "gone/model.onnx"], "in an existing folder"),

@@ -12,7 +12,7 @@ from pipeline.report import class_labels
 from pipeline.report.class_labels import display_width
 from pipeline.report.controls import Controls
 from pipeline.report.results import Results
-from pipeline.report.scores import class_report, prediction_warnings, print_report, table
+from pipeline.report.scores import class_report, held_out_warnings, prediction_warnings, print_report, table
 
 SCORES = {
     "raw pixels": {"accuracy": 0.25, "recall@1": 0.5, "MAP@R": 0.12345},
@@ -120,13 +120,13 @@ def test_held_out_classes_and_unknown_images_are_shown_above_the_summary(tmp_pat
     unknown = " ".join(text[start:middle].split())  # wherever its lines are broken
     for sentence in (
         "if its nearest training image is farther than 0.4322.",
-        "Of the 200 validation images, all of known classes, at most 1.00% are called unknown.",
+        "At most 1.00% of the 200 validation images, of known classes, are.",
         "Test images of known classes that are called unknown: 1.23%.",
         "Images of held-out classes that are called unknown: 75.00%.",
         "AUROC of this distance, held-out against test images: 0.9877.",
     ):
         assert sentence in unknown
-    assert "too few images" not in unknown
+    assert "too few" not in unknown
     lines = text[middle : text.index("Warning")].splitlines()
     assert ": 3; their 5 images, each compared with all others" in lines[0]
     rows = [" ".join(line.split()) for line in lines[1:] if line]
@@ -171,8 +171,23 @@ def test_without_known_classes_in_the_test_the_report_has_only_the_held_out_ones
 def test_too_few_validation_images_for_the_rate_are_named(rate, enough, tmp_path):
     """By hand: of n images and a new one, each is the farthest with the probability 1 / (n + 1)."""
     assert "too few" not in report(tmp_path, rate=rate, validation=enough)
-    expected = f"too few images for FALSE_REJECTION_RATE = {rate:g}: expect {100 / enough:.2f}%."
+    expected = f"too few for FALSE_REJECTION_RATE = {rate:g}: expect {100 / enough:.2f}% of images of known classes."
     assert expected in " ".join(report(tmp_path, rate=rate, validation=enough - 1).split())
+
+
+def test_weights_of_a_run_that_knows_a_held_out_class_give_a_warning():
+    assert held_out_warnings(["owl", "cat"], ["dog", "été"]) == held_out_warnings([], ["dog"]) == []
+    (warning,) = held_out_warnings(["owl", "cat", "dog"], ["dog", "cat", "été"])
+    assert "WEIGHTS" in warning and "(cat, dog)" in warning
+
+
+def test_without_two_held_out_classes_the_report_has_no_scores_of_them(tmp_path):
+    data = DataSet(*(Images(None, np.zeros(count, int)) for count in (9, 9, 0, 7)), ["a", "b"], ["c"])
+    controls = Controls({}, {"raw pixels": {}, "before training": {}}, None)
+    results = Results(None, None, np.zeros(0, int), None, {}, {}, 0.5, {"unknown rejected": 0.25}, {})
+    text = print_report(tmp_path, data, controls, results, 5, 0.1, [])
+    assert "1, 7 images; recall and MAP@R need two classes" in text and "recall@1" not in text
+    assert json.loads((tmp_path / "report.json").read_text())["held-out classes"]["after training"] == {}
 
 
 def test_a_class_report_and_a_table_can_be_made_alone():

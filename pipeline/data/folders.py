@@ -137,13 +137,16 @@ def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageLi
     )
 
 
-def images_in(places: Iterable[str], suffixes: Collection[str], problems: list[str]) -> Iterator[str | Path]:
+def images_in(
+    places: Iterable[str], suffixes: Collection[str], problems: list[str], skipped: Counter | None = None
+) -> Iterator[str | Path]:
     """Paths of image files, and of those below folders, in a fixed order, as they are needed.
 
     Args:
         places: paths of files, which may have any suffix, and of folders.
         suffixes: suffixes of image files in folders, in lower case.
         problems: list to which folders are added that cannot be listed or have no images.
+        skipped: counts the other files in folders by their suffix.
 
     Yields:
         The given path of a file, or the path of a file below a folder.
@@ -157,6 +160,8 @@ def images_in(places: Iterable[str], suffixes: Collection[str], problems: list[s
             if path.suffix.lower() in suffixes:
                 count += 1
                 yield path
+            elif skipped is not None:
+                skipped[path.suffix.lower() or "no suffix"] += 1
         if not count:
             problems.append(f"{place}: no images")
 

@@ -61,7 +61,8 @@ def held_out_classes(class_names: Sequence[str], setting: str, seed: int) -> lis
     if setting.isdecimal():
         chosen = sorted(class_names, key=lambda name: number_of(f"class {name}", seed))[: int(setting)]
         if int(setting) > len(class_names) - 2:
-            raise InputError(f"{rule}. Received: {setting} of {len(class_names)} classes")
+            hint = f"; for the class of this name, write '{setting},'" if setting in class_names else ""
+            raise InputError(f"{rule}. Received: {setting} of {len(class_names)} classes{hint}")
         return chosen
     names = [setting] if setting in class_names else [name.strip() for name in setting.split(",") if name.strip()]
     unknown = [name for name in names if name not in class_names]

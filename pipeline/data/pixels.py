@@ -25,6 +25,7 @@ TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+WIDE = ("uint16", "float32")  # types of arrays that are scaled by the range of the run
 _LARGE = threading.Lock()  # images that take hundreds of megabytes are decoded one at a time
 
 Range = tuple[float, float]
@@ -123,6 +124,17 @@ def _values(image):
     return values
 
 
+def _from_array(array):
+    is_colour = array.ndim == 3 and array.shape[2] in (3, 4)
+    is_grey = array.ndim == 2
+    if array.size and ((array.dtype == "uint8" and (is_colour or is_grey)) or (array.dtype in WIDE and is_grey)):
+        return Image.fromarray(array)
+    raise ValueError(
+        "arrays must be uint8 of shape (height, width), (height, width, 3) or (height, width, 4), or uint16 or float32 "
+        f"of shape (height, width); this one is {array.dtype} of shape {array.shape}"
+    )
+
+
 def rgb_pixels(
     source: str | os.PathLike | np.ndarray | Image.Image, size: tuple[int, int], fit: str, value_range: Range | None
 ) -> np.ndarray:
@@ -131,7 +143,7 @@ def rgb_pixels(
     The source is the path of a file, an array of shape `(height, width, 3)` or `(height, width)`, or Pillow's image.
     """
     is_path = isinstance(source, (str, os.PathLike))
-    image = source if isinstance(source, Image.Image) else None if is_path else Image.fromarray(np.asarray(source))
+    image = source if isinstance(source, Image.Image) else None if is_path else _from_array(np.asarray(source))
     with (
         contextlib.nullcontext(image) if image else _opened(source) as image,
         _LARGE if image.width * image.height > 2**26 else contextlib.nullcontext(),

@@ -5,28 +5,31 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
-from pipeline.classifier import Answer, Classifier
+from pipeline.classifier import UNKNOWN, Answer, Classifier
 from pipeline.data.image_list import printable
 from pipeline.report.class_labels import display_width
 
 PROGRESS_SECONDS = 60.0
 
 
-def print_answers(answers: Iterable[tuple[Any, Answer | Exception]], form: str) -> list[str]:
+def print_answers(answers: Iterable[tuple[Any, Answer | Exception]], form: str, class_names: list[str]) -> list[str]:
     """Prints each answer as soon as it is there, and the progress to standard error.
 
     Args:
         answers: what `Classifier.answers` yields.
         form: `"table"`, `"csv"` or `"json"`, one object on each line.
+        class_names: list of str, the classes that answers may have.
 
     Returns:
         A sentence for each image that could not be read.
     """
-    printer, unread, start = _Printer(form, ("image", "class", "share", "distance", "reference")), [], time.monotonic()
+    columns, widest = ("image", "class", "share", "distance", "reference"), max(map(display_width, class_names))
+    printer, unread, start = _Printer(form, columns, (0, max(widest, len(UNKNOWN)), 6)), [], time.monotonic()
     count, last = 0, start
     for image, answer in answers:
         count += 1
@@ -62,21 +65,24 @@ def print_classes(classifier: Classifier) -> None:
 
 
 class _Printer:
-    """Prints rows of values; as a table, in columns as wide as what has been printed so far."""
+    """Prints rows of values; as a table, in columns as wide as what has been printed so far, at least `widths`."""
 
-    def __init__(self, form, columns):
-        self.form, self.columns, self.widths = form, columns, [0] * len(columns)
+    def __init__(self, form, columns, widths=()):
+        self.form, self.columns, self.has_header = form, columns, False
+        self.widths = [max(len(column), width) for column, width in zip_longest(columns, widths, fillvalue=0)]
         self.writer = csv.writer(sys.stdout, lineterminator="\n")
-        if form != "json":
-            self.row(columns)
 
     def row(self, values):
         if self.form == "json":
-            print(json.dumps(dict(zip(self.columns, values, strict=True)), ensure_ascii=False))
-        elif self.form == "csv":
-            self.writer.writerow(values)
-        else:
-            texts = [printable(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in values]
-            self.widths = [max(pair) for pair in zip(self.widths, map(display_width, texts), strict=True)]
-            cells = [text + " " * (width - display_width(text)) for text, width in zip(texts, self.widths, strict=True)]
-            print("  ".join(cells).rstrip())
+            print(json.dumps(dict(zip(self.columns, values, strict=True))))
+            return
+        if self.form == "table":
+            values = [printable(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in values]
+            self.widths = [max(pair) for pair in zip(self.widths, map(display_width, values), strict=True)]
+        for cells in [values] if self.has_header else [self.columns, values]:
+            if self.form == "csv":
+                self.writer.writerow(cells)
+            else:
+                padded = zip(cells, self.widths, strict=True)
+                print("  ".join(cell + " " * (width - display_width(cell)) for cell, width in padded).rstrip())
+        self.has_header = True

@@ -1,27 +1,32 @@
 """How good the answers of a classifier are on labelled images."""
 
+import os
 from collections import Counter
 
 import numpy as np
+from sklearn.metrics import precision_recall_fscore_support
 
 from pipeline.classifier import UNKNOWN, Classifier
-from pipeline.data.image_list import TEST, ImageList, in_lines, shortened
+from pipeline.data.csv_files import list_csv
+from pipeline.data.folders import list_folder
+from pipeline.data.image_list import TEST, in_lines, shortened
+from pipeline.data.pixels import image_suffixes
 from pipeline.errors import InputError
-from pipeline.neighbours import evaluate, nearest
+from pipeline.neighbours import evaluate, nearest, predict_classes
 from pipeline.report.class_labels import display_width, table_names
 from pipeline.report.results import unknown_scores
-from pipeline.report.scores import class_report, table
+from pipeline.report.scores import MEASURES, table
 
 SAME = 1e-3  # distance below which two images are equal but for rounding errors
 MOST_CLASSES, MOST_CONFUSIONS = 15, 20  # of which a confusion matrix fits into a terminal; otherwise pairs are listed
 
 
-def print_check(classifier: Classifier, listed: ImageList) -> list[str]:
+def print_check(classifier: Classifier, path: str) -> list[str]:
     """Prints the scores of labelled images, per class too, and how well unknown images are told from known ones.
 
     Args:
         classifier: `Classifier`.
-        listed: labelled images; if they are split, those for testing are used.
+        path: path of a folder or a CSV file of labelled images; if they are split, those for testing are used.
 
     Returns:
         A sentence for each image that could not be read.
@@ -29,6 +34,10 @@ def print_check(classifier: Classifier, listed: ImageList) -> list[str]:
     Raises:
         InputError: if there are no images, or none can be read.
     """
+    try:
+        listed = list_csv(path) if os.path.isfile(path) else list_folder(path, image_suffixes())
+    except InputError as error:  # which names the constant for which such a folder is meant
+        raise InputError(str(error).replace("`DATASET`", "`--check`")) from error
     chosen = [index for index, part in enumerate(listed.parts) if part == TEST or TEST not in listed.parts]
     if listed.problems or not chosen:
         raise InputError(
@@ -47,6 +56,7 @@ def print_check(classifier: Classifier, listed: ImageList) -> list[str]:
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers.get(listed.class_names[label_of[path]], -1) for path in paths])
     known = labels >= 0
+    of_references = references.embeddings, references.labels
     distances = nearest(references.embeddings, embeddings, 1)[0][:, 0]
     is_unknown = distances > references.threshold
     print(f"Images: {len(labels):,}, of them {known.sum():,} of classes that the run knows")
@@ -59,16 +69,18 @@ def print_check(classifier: Classifier, listed: ImageList) -> list[str]:
             f"Warning: {equal:,} images are among the references, or nearly equal to one, so the scores are too good."
         )
     if others:
-        print(f"Classes that the run does not know: {len(others):,}, {shortened(others)}")
+        print(f"Classes that the run does not know ({len(others):,}): {shortened(others)}")
     print()
+    labels[~known] = len(names)
+    answers = np.where(is_unknown, len(names), predict_classes(*of_references, embeddings, classifier.neighbours))
+    print(_confusions(labels, answers, [*table_names(names), UNKNOWN]))
     if known.any():
-        search = references.embeddings, references.labels, embeddings[known], labels[known], classifier.neighbours
-        predicted, scores = evaluate(*search)
-        answers = np.where(is_unknown[known], len(names), predicted)
-        print(class_report(labels[known], predicted, names, "If no image is called unknown")[0])
-        print(_confusions(labels[known], answers, [*table_names(names), UNKNOWN]))
+        predicted, scores = evaluate(*of_references, embeddings[known], labels[known], classifier.neighbours)
+        print(_of_classes(labels[known], predicted, table_names(names)))
         print(table(scores, {"without unknown": [f"{value:.4f}" for value in scores.values()]}))
-        print(f"Accuracy, if those that are called unknown count as wrong: {np.mean(answers == labels[known]):.4f}")
+        print(
+            f"Accuracy, if those that are called unknown count as wrong: {np.mean(answers[known] == labels[known]):.4f}"
+        )
     else:
         print("No known classes in the test.\n")
     unknown = unknown_scores(distances[known], distances[~known], references.threshold)
@@ -80,6 +92,21 @@ def print_check(classifier: Classifier, listed: ImageList) -> list[str]:
         if name in unknown:
             print(f"{text}: {unknown[name]:.4f}")
     return unread
+
+
+def _of_classes(labels, predicted, names):
+    """Precision, recall and f1-score of the classes that have images, if no image is called unknown."""
+    present = np.unique(labels)
+    of_present = {"labels": present, "zero_division": 0}
+    measures = zip(*precision_recall_fscore_support(labels, predicted, **of_present), strict=True)
+    rows = {
+        names[label]: [*(f"{value:.4f}" for value in values), str(support)]
+        for label, (*values, support) in zip(present, measures, strict=True)
+    }
+    *means, _ = precision_recall_fscore_support(labels, predicted, **of_present, average="macro")
+    rows["macro avg"] = [*(f"{value:.4f}" for value in means), str(len(labels))]
+    width = max(16, *(display_width(name) + 1 for name in rows))
+    return "If no image is called unknown, per class\n\n" + table(MEASURES, rows, width)
 
 
 def _confusions(labels, answers, names):
@@ -96,7 +123,6 @@ def _confusions(labels, answers, names):
         texts += [" " * (width - display_width(cell)) + cell for width, cell in zip(widths[1:], cells, strict=True)]
         return "".join(texts)
 
-    lines = [
-        line(name, [str(counts[row, column]) for column in range(len(names))]) for row, name in enumerate(names[:-1])
-    ]
+    rows = sorted({row for row, _ in counts})  # the last one has the images of classes that the run does not know
+    lines = [line(names[row], [str(counts[row, column]) for column in range(len(names))]) for row in rows]
     return "\n".join(["Rows: the true class; columns: the answer", line("", names), *lines]) + "\n"

@@ -55,21 +55,21 @@ def measure_results(
     """
     references, labels = embed(data.train), data.train.labels
     threshold = unknown_threshold(nearest(references, embed(data.validation), 1)[0][:, 0], false_rejection_rate)
-    embeddings, predicted, indices = None, np.zeros(0, "int32"), np.zeros((0, neighbours), int)
+    predicted, indices = np.zeros(0, "int32"), np.zeros((0, neighbours), int)
     known, unseen, added, to_known, to_unseen = {}, {}, {}, np.zeros(0), np.zeros(0)
     if len(data.held_out.labels):
-        embeddings = embed(data.held_out)
-        to_unseen = nearest(references, embeddings, 1)[0][:, 0]
-        unseen = retrieval_scores(embeddings, data.held_out.labels)
-        of_held_out = embeddings, data.held_out.labels
+        shown = held_out = embed(data.held_out)
+        to_unseen = nearest(references, held_out, 1)[0][:, 0]
+        unseen = retrieval_scores(held_out, data.held_out.labels)
+        of_held_out = held_out, data.held_out.labels
         added = accuracy_after_adding(references, labels, *of_held_out, neighbours, threshold, seed)
     if len(data.test.labels):
-        embeddings = embed(data.test)
-        distances, indices = nearest(references, embeddings, neighbours)
+        shown = queries = embed(data.test)
+        distances, indices = nearest(references, queries, neighbours)
         to_known = distances[:, 0]
-        predicted, known = evaluate(references, labels, embeddings, data.test.labels, neighbours)
+        predicted, known = evaluate(references, labels, queries, data.test.labels, neighbours)
     unknown = unknown_scores(to_known, to_unseen, threshold)
-    return Results(references, embeddings, predicted, indices, known, unseen, threshold, unknown, added)
+    return Results(references, shown, predicted, indices, known, unseen, threshold, unknown, added)
 
 
 def unknown_scores(known: np.ndarray, unknown: np.ndarray, threshold: float) -> dict[str, float]:

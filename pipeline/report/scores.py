@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from pipeline import files
+from pipeline.data.image_list import shortened
 from pipeline.data.splits import DataSet
 from pipeline.report.class_labels import display_width, replaced_names, table_names
 from pipeline.report.controls import Controls
@@ -121,12 +122,14 @@ def _of_unknown(unknown, validation_images):
     rate = unknown["false rejection rate"]
     lines = [
         f"An image is called unknown if its nearest training image is farther than {unknown['threshold']:.4f}.",
-        f"Of the {validation_images:,} validation images, all of known classes, at most {rate:.2%} are called unknown.",
     ]
     if validation_images < 1 / rate - 1:
         lines.append(
-            f"That is too few images for FALSE_REJECTION_RATE = {rate:g}: expect {1 / (validation_images + 1):.2%}."
+            f"That is the largest distance of the {validation_images:,} validation images, too few for "
+            f"FALSE_REJECTION_RATE = {rate:g}: expect {1 / (validation_images + 1):.2%} of images of known classes."
         )
+    else:
+        lines.append(f"At most {rate:.2%} of the {validation_images:,} validation images, of known classes, are.")
     if "known rejected" in unknown:
         lines.append(f"Test images of known classes that are called unknown: {unknown['known rejected']:.2%}.")
     if "unknown rejected" in unknown:
@@ -139,10 +142,13 @@ def _of_unknown(unknown, validation_images):
 def _of_held_out(data, scores, added):
     """What is measured on held-out classes, as text."""
     classes, images = len(data.held_out_names), len(data.held_out.labels)
-    text = (
-        f"Held-out classes, never trained on: {classes:,}; their {images:,} images, each compared with all others\n\n"
-    )
-    text += _table_of_scores(scores)
+    if scores["after training"]:
+        text = (
+            f"Held-out classes, never trained on: {classes:,}; their {images:,} images, each compared with all others"
+        )
+        text += f"\n\n{_table_of_scores(scores)}"
+    else:
+        text = f"Held-out classes, never trained on: {classes}, {images:,} images; recall and MAP@R need two classes.\n"
     if added:
         text += "\nHow many of them are recognised after adding images of each class to the references\n\n"
         rows = {
@@ -194,6 +200,25 @@ def prediction_warnings(
                 f"is {rate:g}: the test images differ from the training and validation images."
             )
     return found
+
+
+def held_out_warnings(held_out_names: list[str], trained_names: list[str]) -> list[str]:
+    """A warning if the weights come from a run that has been trained on held-out classes.
+
+    Args:
+        held_out_names: list of str, the classes that are held out.
+        trained_names: list of str, the classes of the run that the weights come from.
+
+    Returns:
+        List of str, empty or of one sentence.
+    """
+    seen = sorted(set(held_out_names) & set(trained_names))
+    if not seen:
+        return []
+    return [
+        f"the run that WEIGHTS comes from knows held-out classes ({shortened(seen)}), so their scores are not those of "
+        "classes that have never been trained on."
+    ]
 
 
 def _class_table(class_names, per_class, numbers, totals):
