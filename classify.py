@@ -15,16 +15,16 @@ import os
 import sys
 from collections import Counter
 
-from pipeline import run_folder
 from pipeline.data.folders import images_in
 from pipeline.data.image_list import in_lines, normal_name
 from pipeline.errors import InputError
+from pipeline.finished_run import constants_of_finished
 from pipeline.settings import keras_settings, options, process
 
 
 def main():
     given = parsed_arguments()
-    run_folder.constants_of_finished(given.run_folder)
+    constants_of_finished(given.run_folder)
     added = dict(class_and_folder(text) for text in given.add)
     if len(added) < len(given.add):
         raise InputError(f"`--add` must name each class once. Received: {', '.join(given.add)}")

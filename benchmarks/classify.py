@@ -62,11 +62,11 @@ def rates(run_folder, folder, count):
     import numpy as np
 
     from fine_tune_model import fine_tuned_models
-    from pipeline import run_folder as runs
     from pipeline.classifier import Classifier
     from pipeline.data.pixels import rgb_pixels
+    from pipeline.finished_run import constants_of_finished
 
-    classifier, constants = Classifier(run_folder), runs.constants_of_finished(run_folder)
+    classifier, constants = Classifier(run_folder), constants_of_finished(run_folder)
     paths, settings = files_in(folder)[:count], (constants["IMAGE_SIZE"], constants["FIT"], constants["BACKBONE"])
     first = fine_tuned_models(
         classifier.model.input_shape[1:], *settings, "none", 0, classifier.references.embeddings.shape[1]

@@ -13,16 +13,17 @@ import numpy as np
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline import lock, references, run_folder
+from pipeline import lock, references
 from pipeline.data.image_files import quiet_pillow, reason, returning_errors
-from pipeline.data.image_list import has_control_characters, in_lines
+from pipeline.data.image_list import in_lines
 from pipeline.data.pixels import rgb_pixels
 from pipeline.errors import InputError
+from pipeline.finished_run import constants_of_finished
 from pipeline.neighbours import vote
+from pipeline.references import UNKNOWN
 from pipeline.settings.keras_settings import on_cpu
 from pipeline.settings.options import STARTED_WITH
 
-UNKNOWN = "unknown"
 LOCK_SECONDS = 60.0  # how long to wait for another process that changes the references
 
 
@@ -65,7 +66,7 @@ class Classifier:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        constants = run_folder.constants_of_finished(self.folder)
+        constants = constants_of_finished(self.folder)
         self.wanted_neighbours, self.fit = constants.get("NEIGHBOURS", 5), constants.get("FIT", "scale")
         self.value_range = constants.get(STARTED_WITH, {}).get("value range")
         self.batch_size = 32 if on_cpu() else 128
@@ -80,7 +81,8 @@ class Classifier:
             if not np.isfinite(self._embed(np.zeros((1, 3, *self.size), "uint8"))).all():
                 raise ValueError("its embeddings are not finite")
         except Exception as error:  # Keras, zipfile, h5py and the backends raise many types
-            message = " ".join(str(error).split())[:300]
+            message = " ".join(str(error).split())
+            message = message if len(message) < 300 else f"{message[:80]} ... {message[-200:]}"
             raise InputError(
                 f"`RUN_FOLDER` must have an intact model, which {keras.backend.backend()} can compute here. Received: "
                 f"{path} ({message})"
@@ -180,25 +182,19 @@ class Classifier:
                 can be read, or the file cannot be written; nothing is changed then.
         """
         removed, embedded, unread = [removed] if isinstance(removed, str) else list(removed), {}, []
-        for name in added:
-            if not isinstance(name, str) or not name.strip() or name == UNKNOWN or has_control_characters(name):
-                raise InputError(
-                    f"`--add` must have the name of a class, without control characters, and not {UNKNOWN!r}. "
-                    f"Received: {name!a}"
-                )
-        nothing = np.zeros((0, self.references.embeddings.shape[1]))
-        _changed(self.references, removed, dict.fromkeys(added, (nothing, [])))  # raises before the work is done
+        nothing = np.zeros((0, self.references.embeddings.shape[1])), []
+        references.with_changes(self.references, removed, dict.fromkeys(added, nothing))  # raises before the work
         for name, images in added.items():
             embeddings, read, wrong = self.embed(images)
             if not read:
                 reasons = in_lines([f"{image}: {error}" for image, error in wrong])
                 raise InputError(f"`--add` must have images that can be read. Received: none for {name!r}{reasons}")
-            embedded[name], unread = (embeddings, _names_in_class(name, read)), unread + wrong
+            embedded[name], unread = (embeddings, references.names_in_class(name, read)), unread + wrong
         try:
             lock.lock(self.folder, LOCK_SECONDS)
             if (self.folder / "embedding_model.keras").stat().st_mtime_ns != self.version:
                 raise InputError(f"`RUN_FOLDER` must stay the same run. Received: {str(self.folder)!r}, trained again")
-            changed = _changed(references.read_references(self.folder), removed, embedded)
+            changed = references.with_changes(references.read_references(self.folder), removed, embedded)
             references.write_references(self.folder, changed)
         except OSError as error:
             rule = "`RUN_FOLDER` must be writable, on a disk with free space, to change its classes"
@@ -264,19 +260,3 @@ class Classifier:
 def _described(image, error):
     """An error with what is wrong with a file."""
     return InputError(reason(image, error)) if isinstance(image, (str, os.PathLike)) else error
-
-
-def _changed(known, removed, added):
-    """References without some classes and with others."""
-    for name in removed:
-        known = references.without_class(known, name)
-    for name, (embeddings, names) in added.items():
-        known = references.with_class(known, name, embeddings, names)
-    return known
-
-
-def _names_in_class(class_name, images):
-    """Names for the references of a new class: the class and the path below the folder that all images are in."""
-    paths = [os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"{n}" for n, image in enumerate(images)]
-    top = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    return [f"{class_name}/{os.path.relpath(path, top)}".replace(os.sep, "/") for path in paths]

@@ -12,9 +12,10 @@ import numpy as np
 from keras import layers, ops
 
 from pipeline import files
-from pipeline.classifier import UNKNOWN, Classifier
+from pipeline.classifier import Classifier
 from pipeline.data.pixels import rgb_pixels
 from pipeline.errors import InputError
+from pipeline.references import UNKNOWN
 from pipeline.settings.keras_settings import quiet_standard_error
 
 OUTPUTS = ("class", "distance", "share", "unknown")  # in the order of the alphabet, as Keras exports them

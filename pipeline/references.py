@@ -1,15 +1,18 @@
 """The labelled embeddings among which a run finds the nearest neighbours of new images, as a file."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline import files
+from pipeline.data.image_list import has_control_characters
 from pipeline.errors import InputError
 
 FILE = "references.npz"
+UNKNOWN = "unknown"  # the answer for an image of none of the classes
 
 
 class References(NamedTuple):
@@ -70,6 +73,21 @@ def trained_classes(weights: str | os.PathLike) -> list[str]:
         return []
 
 
+def with_changes(
+    references: References, removed: Iterable[str], added: dict[str, tuple[np.ndarray, list[str]]]
+) -> References:
+    """Removes classes, and then adds others: dict from names to `embeddings` and `names` of `with_class`.
+
+    Raises:
+        InputError: as `without_class` and `with_class`.
+    """
+    for class_name in removed:
+        references = without_class(references, class_name)
+    for class_name, (embeddings, names) in added.items():
+        references = with_class(references, class_name, embeddings, names)
+    return references
+
+
 def with_class(references: References, class_name: str, embeddings: np.ndarray, names: list[str]) -> References:
     """Adds a class.
 
@@ -83,8 +101,14 @@ def with_class(references: References, class_name: str, embeddings: np.ndarray, 
         `References`.
 
     Raises:
-        InputError: if there is such a class.
+        InputError: if there is such a class, or it cannot have this name.
     """
+    is_name = isinstance(class_name, str) and class_name.strip() and not has_control_characters(class_name)
+    if not is_name or class_name == UNKNOWN:
+        raise InputError(
+            f"`--add` must have the name of a class, without control characters, and not {UNKNOWN!r}. "
+            f"Received: {class_name!a}"
+        )
     if class_name in references.class_names:
         count = int(np.sum(references.labels == references.class_names.index(class_name)))
         raise InputError(
@@ -118,3 +142,10 @@ def without_class(references: References, class_name: str) -> References:
         class_names=[name for name in references.class_names if name != class_name],
         names=references.names[kept],
     )
+
+
+def names_in_class(class_name: str, images: list) -> list[str]:
+    """Names for the references of a new class: the class and the path below the folder that all images are in."""
+    paths = [os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"{n}" for n, image in enumerate(images)]
+    top = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    return [f"{class_name}/{os.path.relpath(path, top)}".replace(os.sep, "/") for path in paths]

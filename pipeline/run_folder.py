@@ -91,7 +91,7 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
     lock.check_not_in_use(folder)
     if constants is None:
         return ""
-    stored, report = _read_run(folder)
+    stored, report = read_run(folder)
     if stored is None:
         return ""
     changed = _changed_constants(stored, constants, any_path=not report)
@@ -106,37 +106,6 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
     if report and missing and not checkpoint_paths(folder):
         raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a finished run without {', '.join(missing)}; {ADVICE}.")
     return "" if missing else report
-
-
-def constants_of_finished(folder: str | os.PathLike) -> dict[str, Any]:
-    """The constants of the finished run in a folder, as its constants.json has them.
-
-    Raises:
-        InputError: if there is none, or files that a classifier needs are missing.
-    """
-    folder = Path(folder)
-    rule = "`RUN_FOLDER` must be the folder of a finished run of init.py"
-    if not folder.is_dir():
-        raise InputError(f"{rule}. Received: {str(folder)!r}, which is no folder")
-    missing = [name for name in ("constants.json", *RESULTS) if not (folder / name).exists()]
-    try:
-        stored, report = _read_run(folder)
-    except InputError as error:  # with advice for training
-        raise InputError(f"{rule}. Received: {str(folder)!r}; {error.__cause__}") from error
-    if stored is not None and not report:
-        raise InputError(f"{rule}. Received: {str(folder)!r}, whose run is not finished: it has no report.txt")
-    if missing:
-        raise InputError(f"{rule}. Received: {str(folder)!r} without {', '.join(missing)}")
-    neighbours, value_range = stored.get("NEIGHBOURS", 1), stored.get(STARTED_WITH, {}).get("value range")
-    is_range = isinstance(value_range, list) and len(value_range) == 2 and {*map(type, value_range)} <= {int, float}
-    if (
-        type(neighbours) is not int
-        or neighbours < 1
-        or stored.get("FIT", "scale") not in ("scale", "pad")
-        or not (value_range is None or is_range)
-    ):
-        raise InputError(f"{rule}. Received: {str(folder / 'constants.json')!r} with a wrong NEIGHBOURS, FIT or range")
-    return stored
 
 
 def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool, sources: dict[str, Any]) -> Path:
@@ -172,7 +141,7 @@ def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool,
                 (folder / name).unlink(missing_ok=True)
         if finished_report(folder, constants):  # of a process that was still running when this one started
             raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run that another process has just finished.")
-        stored, _ = _read_run(folder)
+        stored, _ = read_run(folder)
         changed = _changed_sources(stored or {}, sources)
         if changed:
             raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run with other {', other '.join(changed)}; {ADVICE}.")
@@ -207,8 +176,12 @@ def remove_checkpoints(folder: str | os.PathLike, keep: int = 0, newest: Path | 
         path.unlink(missing_ok=True)
 
 
-def _read_run(folder):
-    """The constants of the run in a folder, None if there is none, and its report, `""` if it is not finished."""
+def read_run(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The constants of the run in a folder, None if there is none, and its report, `""` if it is not finished.
+
+    Raises:
+        InputError: if a file cannot be read; its cause is the reason.
+    """
     try:
         stored = json.loads((folder / "constants.json").read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
@@ -253,7 +226,7 @@ def _changed_sources(stored, sources):
 
 def _is_same_run(folder, constants, sources):
     """Whether a folder has an unfinished run with these constants and sources."""
-    stored, report = _read_run(folder)
+    stored, report = read_run(folder)
     if stored is None or report or _changed_sources(stored, sources):
         return False
     return not _changed_constants(stored, constants, any_path=True)
@@ -262,7 +235,7 @@ def _is_same_run(folder, constants, sources):
 def _is_same_overwrite(folder, constants, sources):
     """Whether it is one that the same command has started with `overwrite`."""
     try:
-        stored, _ = _read_run(folder)
+        stored, _ = read_run(folder)
         if not _is_same_run(folder, constants, sources):
             return False
     except InputError:

@@ -14,8 +14,9 @@ from PIL import Image
 from runs import COLOURS, coloured, write_run
 
 from pipeline import references
-from pipeline.classifier import UNKNOWN, Classifier
+from pipeline.classifier import Classifier
 from pipeline.errors import InputError
+from pipeline.references import UNKNOWN
 
 
 @pytest.fixture(scope="module")

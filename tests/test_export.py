@@ -8,10 +8,11 @@ import pytest
 from runs import KNOWN, coloured, write_run
 
 from pipeline import export as exporting
-from pipeline.classifier import UNKNOWN, Classifier
+from pipeline.classifier import Classifier
 from pipeline.errors import InputError
 from pipeline.export import NearestReferences, export
 from pipeline.neighbours import vote
+from pipeline.references import UNKNOWN
 
 ON_TENSORFLOW = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the backend cannot export it")
 ONNX = pytest.mark.skipif(keras.backend.backend() == "jax", reason="needs jax2onnx, which installs 290 MB")

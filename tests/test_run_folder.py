@@ -12,6 +12,7 @@ from processes import ROOT, run_python
 
 from pipeline import lock, run_folder
 from pipeline.errors import InputError
+from pipeline.finished_run import constants_of_finished
 from pipeline.settings.options import STARTED_WITH
 
 CONSTANTS = {"EPOCHS": 3, "SEED": 0, "RUN_FOLDER": "here", "OVERWRITE": False, "CHECKPOINT_MINUTES": 5.0}
@@ -386,18 +387,18 @@ def test_a_run_of_an_earlier_version_held_no_class_out_and_had_the_usual_rate(tm
 def test_the_constants_of_a_finished_run_are_read(tmp_path):
     rule = "^`RUN_FOLDER` must be the folder of a finished run of init.py"
     with pytest.raises(InputError, match=f"{rule}.*gone', which is no folder"):
-        run_folder.constants_of_finished(tmp_path / "gone")
+        constants_of_finished(tmp_path / "gone")
     with pytest.raises(InputError, match=rf"{rule}.* without constants\.json, embedding_model\.keras, references\.npz"):
-        run_folder.constants_of_finished(tmp_path)
+        constants_of_finished(tmp_path)
     start(tmp_path)
     with pytest.raises(InputError, match=f"{rule}.*not finished"):
-        run_folder.constants_of_finished(tmp_path)
+        constants_of_finished(tmp_path)
     finish(tmp_path)
-    assert run_folder.constants_of_finished(tmp_path) == stored(tmp_path)
+    assert constants_of_finished(tmp_path) == stored(tmp_path)
     for name in run_folder.RESULTS:
         (tmp_path / name).unlink()
         with pytest.raises(InputError, match=rf"{rule}.* without {name}$"):
-            run_folder.constants_of_finished(str(tmp_path))
+            constants_of_finished(str(tmp_path))
         (tmp_path / name).touch()
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.classifier import UNKNOWN, Answer, Classifier
+from pipeline.classifier import Answer, Classifier
 from pipeline.data.image_list import printable
+from pipeline.references import UNKNOWN
 from pipeline.report.class_labels import display_width
 
 PROGRESS_SECONDS = 60.0

@@ -6,13 +6,14 @@ from collections import Counter
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
-from pipeline.classifier import UNKNOWN, Classifier
+from pipeline.classifier import Classifier
 from pipeline.data.csv_files import list_csv
 from pipeline.data.folders import list_folder
 from pipeline.data.image_list import TEST, in_lines, shortened
 from pipeline.data.pixels import image_suffixes
 from pipeline.errors import InputError
 from pipeline.neighbours import evaluate, nearest, predict_classes
+from pipeline.references import UNKNOWN
 from pipeline.report.class_labels import display_width, table_names
 from pipeline.report.results import unknown_scores
 from pipeline.report.scores import MEASURES, table

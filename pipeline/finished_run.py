@@ -1,0 +1,40 @@
+"""A finished run, checked before Keras is imported, which takes seconds."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.run_folder import RESULTS, read_run
+from pipeline.settings.options import STARTED_WITH
+
+
+def constants_of_finished(folder: str | os.PathLike) -> dict[str, Any]:
+    """The constants of the finished run in a folder, as its constants.json has them.
+
+    Raises:
+        InputError: if there is none, or files that a classifier needs are missing.
+    """
+    folder = Path(folder)
+    rule = "`RUN_FOLDER` must be the folder of a finished run of init.py"
+    if not folder.is_dir():
+        raise InputError(f"{rule}. Received: {str(folder)!r}, which is no folder")
+    missing = [name for name in ("constants.json", *RESULTS) if not (folder / name).exists()]
+    try:
+        stored, report = read_run(folder)
+    except InputError as error:  # with advice for training
+        raise InputError(f"{rule}. Received: {str(folder)!r}; {error.__cause__}") from error
+    if stored is not None and not report:
+        raise InputError(f"{rule}. Received: {str(folder)!r}, whose run is not finished: it has no report.txt")
+    if missing:
+        raise InputError(f"{rule}. Received: {str(folder)!r} without {', '.join(missing)}")
+    neighbours, value_range = stored.get("NEIGHBOURS", 1), stored.get(STARTED_WITH, {}).get("value range")
+    is_range = isinstance(value_range, list) and len(value_range) == 2 and {*map(type, value_range)} <= {int, float}
+    if (
+        type(neighbours) is not int
+        or neighbours < 1
+        or stored.get("FIT", "scale") not in ("scale", "pad")
+        or not (value_range is None or is_range)
+    ):
+        raise InputError(f"{rule}. Received: {str(folder / 'constants.json')!r} with a wrong NEIGHBOURS, FIT or range")
+    return stored
