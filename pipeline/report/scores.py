@@ -126,7 +126,7 @@ def _of_unknown(unknown, validation_images):
     if validation_images < 1 / rate - 1:
         lines.append(
             f"That is the largest distance of the {validation_images:,} validation images, too few for "
-            f"FALSE_REJECTION_RATE = {rate:g}: expect {1 / (validation_images + 1):.2%} of images of known classes."
+            f"FALSE_REJECTION_RATE = {rate:g}:\nexpect {1 / (validation_images + 1):.2%} of images of known classes."
         )
     else:
         lines.append(f"At most {rate:.2%} of the {validation_images:,} validation images, of known classes, are.")
