@@ -18,13 +18,14 @@ from collections import Counter
 from pipeline.data.folders import images_in
 from pipeline.data.image_list import in_lines, normal_name
 from pipeline.errors import InputError
-from pipeline.finished_run import constants_of_finished
+from pipeline.finished_run import check_export_path, constants_of_finished
 from pipeline.settings import keras_settings, options, process
 
 
 def main():
     given = parsed_arguments()
     constants_of_finished(given.run_folder)
+    check_export_path(given.export)
     added = dict(class_and_folder(text) for text in given.add)
     if len(added) < len(given.add):
         raise InputError(f"`--add` must name each class once. Received: {', '.join(given.add)}")
@@ -36,12 +37,11 @@ def main():
         from pipeline.data.pixels import image_suffixes
         from pipeline.report import answers, check
 
-    classifier = Classifier(given.run_folder)
-    unread = []
+    classifier, unread = Classifier(given.run_folder), []
     if given.remove or added:
         images = {name: images_in([folder], image_suffixes(), unread) for name, folder in added.items()}
-        wrong = classifier.change_classes(given.remove, images)
-        unread += [f"{path}: {error}" for path, error in wrong]
+        removed = [normal_name(name.strip()) for name in given.remove]
+        unread += [f"{path}: {error}" for path, error in classifier.change_classes(removed, images)]
         print(f"The run has {len(classifier.references.class_names):,} classes now; --list shows them.")
     if given.list:
         answers.print_classes(classifier)
@@ -83,7 +83,7 @@ def parsed_arguments():
         if not os.path.exists(path):
             raise InputError(f"Images and folders must exist. Received: {path!r}")
     if given.neighbours is not None and (given.neighbours < 1 or not given.similar):
-        raise InputError(f"`--neighbours` must be at least 1, and is for --similar. Received: {given.neighbours}")
+        raise InputError(f"`--neighbours` is for --similar, and must be at least 1. Received: {given.neighbours}")
     return given
 
 

@@ -15,6 +15,7 @@ from pipeline import files
 from pipeline.classifier import Classifier
 from pipeline.data.pixels import rgb_pixels
 from pipeline.errors import InputError
+from pipeline.finished_run import check_export_path
 from pipeline.references import UNKNOWN
 from pipeline.settings.keras_settings import quiet_standard_error
 
@@ -83,10 +84,7 @@ def export(classifier: Classifier, path: str) -> None:
         InputError: if packages are missing, the backend cannot export, or the answers differ; no file is written then.
     """
     is_onnx = Path(path).suffix.lower() == ".onnx"
-    if Path(path).is_dir() or (not is_onnx and (Path(path).suffix or Path(path).exists())):
-        raise InputError(f"`--export` must be a file that ends with .onnx, or a new folder. Received: {path!r}")
-    if not os.access(Path(path).absolute().parent, os.W_OK):
-        raise InputError(f"`--export` must be in an existing folder that is writable. Received: {path!r}")
+    check_export_path(path)
     if is_onnx:
         for package in ("onnx", "onnxruntime"):
             _check_package(package)
@@ -99,8 +97,8 @@ def export(classifier: Classifier, path: str) -> None:
             with quiet_standard_error():
                 model.export(temporary, format="onnx" if is_onnx else "tf_saved_model", verbose=False)
                 answer = _onnx_function(temporary, classifier) if is_onnx else _saved_model_function(temporary)
-        except OSError:  # such as a full disk
-            raise
+        except OSError as error:  # such as a full disk
+            raise InputError(f"`--export` must be on a disk with free space. Received: {error}") from error
         except Exception as error:  # the exporters raise many types
             backend = keras.backend.backend()
             raise InputError(

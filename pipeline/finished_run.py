@@ -1,4 +1,4 @@
-"""A finished run, checked before Keras is imported, which takes seconds."""
+"""A finished run and the path of an export, checked before Keras is imported, which takes seconds."""
 
 import os
 from pathlib import Path
@@ -28,8 +28,9 @@ def constants_of_finished(folder: str | os.PathLike) -> dict[str, Any]:
         raise InputError(f"{rule}. Received: {str(folder)!r}, whose run is not finished: it has no report.txt")
     if missing:
         raise InputError(f"{rule}. Received: {str(folder)!r} without {', '.join(missing)}")
-    neighbours, value_range = stored.get("NEIGHBOURS", 1), stored.get(STARTED_WITH, {}).get("value range")
+    neighbours, value_range = stored.get("NEIGHBOURS"), stored.get(STARTED_WITH, {}).get("value range")
     is_range = isinstance(value_range, list) and len(value_range) == 2 and {*map(type, value_range)} <= {int, float}
+    is_range = is_range and -1e38 < value_range[0] <= value_range[1] < 1e38  # of float32
     if (
         type(neighbours) is not int
         or neighbours < 1
@@ -38,3 +39,16 @@ def constants_of_finished(folder: str | os.PathLike) -> dict[str, Any]:
     ):
         raise InputError(f"{rule}. Received: {str(folder / 'constants.json')!r} with a wrong NEIGHBOURS, FIT or range")
     return stored
+
+
+def check_export_path(path: str | None) -> None:
+    """Raises InputError unless a path ends with `.onnx`, or can be a new folder without a suffix; None is allowed."""
+    if path is None:
+        return
+    is_onnx = Path(path).suffix.lower() == ".onnx"
+    if Path(path).is_dir() or (not is_onnx and (Path(path).suffix or Path(path).exists())):
+        raise InputError(
+            f"`--export` must be a file that ends with .onnx, or a new folder without a suffix. Received: {path!r}"
+        )
+    if not os.access(Path(path).absolute().parent, os.W_OK):
+        raise InputError(f"`--export` must be in an existing folder that is writable. Received: {path!r}")

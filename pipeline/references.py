@@ -58,11 +58,12 @@ def read_references(folder: str | os.PathLike) -> References:
         names_fit = class_names.ndim == 1 and len(set(class_names.tolist())) == len(class_names)
         if kinds not in ("fiUU", "fuUU") or not shapes_fit or not names_fit or not threshold > 0:
             raise ValueError("its arrays have wrong types or shapes")
+        embeddings = embeddings.astype("float32")
         if not np.isfinite(embeddings).all() or not 0 <= labels.min() <= labels.max() < len(class_names):
             raise ValueError("its arrays do not fit together")
     except Exception as error:  # NumPy and zipfile raise many types for a corrupt file
         raise InputError(f"`RUN_FOLDER` must have an intact {FILE}. Received: {path} ({error})") from error
-    return References(embeddings.astype("float32"), labels.astype("int32"), class_names.tolist(), names, threshold)
+    return References(embeddings, labels.astype("int32"), class_names.tolist(), names, threshold)
 
 
 def trained_classes(weights: str | os.PathLike) -> list[str]:

@@ -390,7 +390,7 @@ def test_the_constants_of_a_finished_run_are_read(tmp_path):
         constants_of_finished(tmp_path / "gone")
     with pytest.raises(InputError, match=rf"{rule}.* without constants\.json, embedding_model\.keras, references\.npz"):
         constants_of_finished(tmp_path)
-    start(tmp_path)
+    start(tmp_path, NEIGHBOURS=5)
     with pytest.raises(InputError, match=f"{rule}.*not finished"):
         constants_of_finished(tmp_path)
     finish(tmp_path)

@@ -107,7 +107,7 @@ def _of_classes(labels, predicted, names):
     *means, _ = precision_recall_fscore_support(labels, predicted, **of_present, average="macro")
     rows["macro avg"] = [*(f"{value:.4f}" for value in means), str(len(labels))]
     width = max(16, *(display_width(name) + 1 for name in rows))
-    return "If no image is called unknown, per class\n\n" + table(MEASURES, rows, width)
+    return "Images of known classes, if none is called unknown, per class\n\n" + table(MEASURES, rows, width)
 
 
 def _confusions(labels, answers, names):
