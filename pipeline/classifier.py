@@ -67,7 +67,7 @@ class Classifier:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         constants = constants_of_finished(self.folder)
-        self.wanted_neighbours, self.fit = constants.get("NEIGHBOURS", 5), constants.get("FIT", "scale")
+        self.wanted_neighbours, self.fit = constants["NEIGHBOURS"], constants.get("FIT", "scale")
         self.value_range = constants.get(STARTED_WITH, {}).get("value range")
         self.batch_size = 32 if on_cpu() else 128
         self._use(references.read_references(self.folder))
@@ -191,16 +191,16 @@ class Classifier:
                 raise InputError(f"`--add` must have images that can be read. Received: none for {name!r}{reasons}")
             embedded[name], unread = (embeddings, references.names_in_class(name, read)), unread + wrong
         try:
-            lock.lock(self.folder, LOCK_SECONDS)
-            if (self.folder / "embedding_model.keras").stat().st_mtime_ns != self.version:
-                raise InputError(f"`RUN_FOLDER` must stay the same run. Received: {str(self.folder)!r}, trained again")
-            changed = references.with_changes(references.read_references(self.folder), removed, embedded)
-            references.write_references(self.folder, changed)
+            with lock.locked(self.folder, LOCK_SECONDS):
+                if (self.folder / "embedding_model.keras").stat().st_mtime_ns != self.version:
+                    raise InputError(
+                        f"`RUN_FOLDER` must stay the same run. Received: {str(self.folder)!r}, trained again"
+                    )
+                changed = references.with_changes(references.read_references(self.folder), removed, embedded)
+                references.write_references(self.folder, changed)
         except OSError as error:
             rule = "`RUN_FOLDER` must be writable, on a disk with free space, to change its classes"
             raise InputError(f"{rule}. Received: {error}") from error
-        finally:
-            lock.unlock(self.folder)
         self._use(changed)
         return unread
 

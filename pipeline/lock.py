@@ -1,7 +1,9 @@
 """The lock of a run folder: one process at a time trains in it or changes its references."""
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import files
@@ -46,6 +48,16 @@ def unlock(folder: str | os.PathLike) -> None:
     file = _locks.pop(os.path.realpath(folder), None)
     if file:
         file.close()
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike, seconds: float) -> Iterator[None]:
+    """Locks a folder as `lock` does, for the length of a block."""
+    lock(folder, seconds)
+    try:
+        yield
+    finally:
+        unlock(folder)
 
 
 def check_not_in_use(folder: str | os.PathLike) -> None:

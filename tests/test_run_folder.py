@@ -413,3 +413,16 @@ def test_checkpoints_are_listed_newest_first_and_all_but_the_newest_are_removed(
     assert [path.name for path in run_folder.checkpoint_paths(tmp_path)] == names[1:2]
     run_folder.remove_checkpoints(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-notes.npz"]
+
+
+def test_waiting_in_vain_for_a_lock_does_not_release_it(tmp_path):
+    """As another thread of the process might."""
+    lock.lock(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InputError, match="in use by another process"), lock.locked(tmp_path, 0):
+            pass
+    lock.unlock(tmp_path)
+    with lock.locked(tmp_path, 0):
+        pass
+    assert lock.lock(tmp_path)
+    lock.unlock(tmp_path)

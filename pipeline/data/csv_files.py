@@ -5,15 +5,7 @@ import os
 import unicodedata
 from pathlib import Path
 
-from pipeline.data.image_list import (
-    PART_OF,
-    TEST,
-    TRAIN,
-    ImageList,
-    has_control_characters,
-    in_lines,
-    normal_name,
-)
+from pipeline.data.image_list import PART_OF, TEST, TRAIN, ImageList, has_control_characters, in_lines, normal_name
 from pipeline.errors import InputError
 
 

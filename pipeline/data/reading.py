@@ -89,15 +89,14 @@ def read_listed(
     images = decoded.images if len(places) == len(order) else decoded.images[places]  # a copy only if it must be
     chosen = [order[place] for place in places]
     labels = np.array([listed.labels[index] for index in chosen], "int32")
-    names = np.array([_name(listed, index) for index in chosen], object)
-    everything = Images(images, labels, names)
+    everything = Images(images, labels, np.array(_names(listed, chosen), object))
     return in_parts(everything, [parts[index] for index in chosen], listed.class_names, decoded.value_range)
 
 
-def _name(listed, index):
-    """The path of an image in its data set, with `/`."""
+def _names(listed, indices):
+    """The paths of images in their data set, with `/`."""
     top = listed.source if listed.source.is_dir() else listed.source.parent
-    return os.path.relpath(listed.paths[index], top).replace(os.sep, "/")
+    return [os.path.relpath(listed.paths[index], top).replace(os.sep, "/") for index in indices]
 
 
 def _split(indices, keys, listed, fractions):
@@ -139,10 +138,9 @@ def _print_notes(listed, parts, kept):
 def _print_equal_images(listed, parts, repeated, digests):
     """Prints which images are in two parts, and which are in two classes."""
     if repeated:
-        pairs = [
-            f"{_name(listed, index)} = {_name(listed, other)} ({parts[other].replace('_', ' ')})"
-            for index, other in repeated.items()
-        ]
+        names, others = _names(listed, repeated), _names(listed, repeated.values())
+        places = [parts[other].replace("_", " ") for other in repeated.values()]
+        pairs = [f"{name} = {other} ({place})" for name, other, place in zip(names, others, places, strict=True)]
         print(
             "Warning: images that equal a test, validation or held-out image, and are left out of training or "
             f"validation, or of testing if they equal a held-out one: {len(pairs):,}{in_lines(pairs)}"
@@ -152,5 +150,5 @@ def _print_equal_images(listed, parts, repeated, digests):
         equal[digests[index]].append(index)
     in_two_classes = [each for each in equal.values() if len({listed.labels[index] for index in each}) > 1]
     if in_two_classes:
-        sets = [" = ".join(_name(listed, index) for index in each[:5]) for each in in_two_classes]
+        sets = [" = ".join(_names(listed, each[:5])) for each in in_two_classes]
         print(f"Warning: images that are in more than one class: {len(sets):,}{in_lines(sets)}")

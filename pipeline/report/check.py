@@ -12,7 +12,7 @@ from pipeline.data.folders import list_folder
 from pipeline.data.image_list import TEST, in_lines, shortened
 from pipeline.data.pixels import image_suffixes
 from pipeline.errors import InputError
-from pipeline.neighbours import evaluate, nearest, predict_classes
+from pipeline.neighbours import evaluate, nearest, vote
 from pipeline.references import UNKNOWN
 from pipeline.report.class_labels import display_width, table_names
 from pipeline.report.results import unknown_scores
@@ -57,9 +57,9 @@ def print_check(classifier: Classifier, path: str) -> list[str]:
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers.get(listed.class_names[label_of[path]], -1) for path in paths])
     known = labels >= 0
-    of_references = references.embeddings, references.labels
-    distances = nearest(references.embeddings, embeddings, 1)[0][:, 0]
-    is_unknown = distances > references.threshold
+    found, indices = nearest(references.embeddings, embeddings, classifier.neighbours)
+    answers, _ = vote(found, references.labels[indices], classifier.counts)
+    distances = found[:, 0]
     print(f"Images: {len(labels):,}, of them {known.sum():,} of classes that the run knows")
     others = sorted(
         {listed.class_names[label_of[path]] for path, is_known in zip(paths, known, strict=True) if not is_known}
@@ -73,10 +73,11 @@ def print_check(classifier: Classifier, path: str) -> list[str]:
         print(f"Classes that the run does not know ({len(others):,}): {shortened(others)}")
     print()
     labels[~known] = len(names)
-    answers = np.where(is_unknown, len(names), predict_classes(*of_references, embeddings, classifier.neighbours))
+    answers[distances > references.threshold] = len(names)
     print(_confusions(labels, answers, [*table_names(names), UNKNOWN]))
     if known.any():
-        predicted, scores = evaluate(*of_references, embeddings[known], labels[known], classifier.neighbours)
+        of_known = embeddings[known], labels[known], classifier.neighbours
+        predicted, scores = evaluate(references.embeddings, references.labels, *of_known)
         print(_of_classes(labels[known], predicted, table_names(names)))
         print(table(scores, {"without unknown": [f"{value:.4f}" for value in scores.values()]}))
         print(
