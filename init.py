@@ -10,6 +10,8 @@
 If a run is interrupted, the same command resumes it. `python classify.py my_run photo.jpg` classifies new images.
 """
 
+from functools import partial
+
 from pipeline import run_folder
 from pipeline.settings import keras_settings, options, process
 
@@ -40,6 +42,7 @@ LEARNING_RATE = 1e-4  # Adam's highest; 1e-3 with random weights (VGG16: 3e-4), 
 WARM_UP = 0.1  # fraction of the steps in which the learning rate rises; then it falls along a cosine
 # Run
 NEIGHBOURS = 5  # nearest training images that vote for a test image's class
+CONTROL = "none"  # "cross_entropy" also fine-tunes the network as a classifier, to compare with; it doubles the time
 FALSE_REJECTION_RATE = 0.01  # fraction of images of known classes that may be called unknown; sets the threshold
 PRECISION = "auto"  # "auto" is mixed_float16 on a GPU and float32 on a CPU; mixed_bfloat16 needs an Ampere GPU or newer
 SEED = 0  # of the split, the weights, the batches and the augmentation
@@ -65,11 +68,13 @@ def main():
         from pipeline.data.batches import Batches, in_order, training_batches
         from pipeline.data.images import load_images, print_summary
         from pipeline.data.splits import at_most, checksum, sample
+        from pipeline.neighbours import nearest_neighbour_accuracy
         from pipeline.references import References, trained_classes, write_references
         from pipeline.report import controls, figures, results, scores
         from pipeline.training.alarms import TrainingAlarms
-        from pipeline.training.callbacks import HistoryFile, NearestNeighbourAccuracy, PredictionProgress, TimeEstimate
+        from pipeline.training.callbacks import HistoryFile, PredictionProgress, TimeEstimate, ValidationAccuracy
         from pipeline.training.checkpoints import Checkpoints
+        from pipeline.training.cross_entropy import trained_classifier
         from pipeline.training.learning_rate import warm_up_then_cosine
         from triplet_loss_functions import InBatchTripletLoss, MergeTripletLoss
 
@@ -89,12 +94,15 @@ def main():
         print(f"FROZEN_LAYERS = {FROZEN_LAYERS} is not used, since the weights are random: every layer trains.")
     model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, frozen_layers, EMBEDDING_SIZE)
 
-    def embed(images):  # with `model` as it then is
+    def predict(network, images):
         batch_size = min(CLASSES_PER_BATCH * IMAGES_PER_CLASS, 128)
         batches = Batches(images, in_order(len(images.labels), batch_size))
-        return model.predict(batches, verbose=0, callbacks=[PredictionProgress(len(batches))])
+        return network.predict(batches, verbose=0, callbacks=[PredictionProgress(len(batches))])
 
-    # Start or resume the run, and measure how well the network does without training.
+    def embed(images):  # with `model` as it then is
+        return predict(model, images)
+
+    # Start or resume the run, and measure how well images are classified without training.
     sources = {
         "images or classes in DATASET": checksum(data[:4], class_names + held_out_names),
         "content of the file WEIGHTS": files.checksum(WEIGHTS),
@@ -103,7 +111,8 @@ def main():
         "value range": value_range,  # of 16-bit images; new images need it
     }
     folder = run_folder.start(RUN_FOLDER, constants, OVERWRITE, sources)
-    before = controls.measure_controls(folder, embed, data, neighbours)
+    backbone = keras.Model(model.inputs, model.get_layer("pooling").output)
+    before = controls.measure_controls(folder, partial(predict, backbone), data, neighbours, EPOCHS)
 
     # Train with one of the two triplet losses, and keep the weights of the best epoch.
     if TRIPLET_LOSS == "in_batch":
@@ -113,9 +122,16 @@ def main():
     batches = training_batches(train, class_names, TRIPLET_LOSS, CLASSES_PER_BATCH, IMAGES_PER_CLASS, SEED, AUGMENT)
     metrics = loss.metrics()
     learning_rate = warm_up_then_cosine(LEARNING_RATE, WARM_UP, EPOCHS * len(batches))
+    if CONTROL == "cross_entropy":
+        settings = batches, validation, len(class_names), predict, keras.optimizers.Adam(learning_rate), EPOCHS
+        train_classifier = partial(trained_classifier, model, *settings, folder, CHECKPOINT_MINUTES)
+        before.methods.update(controls.measure_cross_entropy(folder, train_classifier, data, neighbours))
     trained.compile(keras.optimizers.Adam(learning_rate), loss, metrics=metrics)
     voting = sample(train, len(validation.labels), SEED)
-    accuracy = NearestNeighbourAccuracy(model, embed, voting, validation, neighbours)
+    vote = partial(nearest_neighbour_accuracy, neighbours=neighbours)
+    accuracy = ValidationAccuracy(
+        model, lambda: vote(embed(voting), voting.labels, embed(validation), validation.labels)
+    )
     history = HistoryFile(folder / "history.csv")
     alarms = TrainingAlarms(MARGIN, MINING if TRIPLET_LOSS == "in_batch" else "merge")
     states = {"accuracy": accuracy, "history": history, "alarms": alarms}
@@ -132,7 +148,7 @@ def main():
     columns = history.columns()
     warnings = scores.prediction_warnings(after, data, FALSE_REJECTION_RATE, columns, checkpoints.diverged)
     warnings += scores.held_out_warnings(held_out_names, trained_classes(WEIGHTS))
-    report = scores.print_report(folder, data, before, after, neighbours, FALSE_REJECTION_RATE, warnings)
+    report = scores.print_report(folder, data, before, after, neighbours, FALSE_REJECTION_RATE, SEED, warnings)
     with files.atomic_path(folder / "embedding_model.keras") as path:
         model.save(path)
     references = References(after.references, train.labels, class_names, train.names, after.threshold)

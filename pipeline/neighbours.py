@@ -1,6 +1,7 @@
 """Nearest-neighbour search, classification by vote, the scores recall@k and MAP@R, and when an image is unknown."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import pairwise_distances_chunked
@@ -79,13 +80,31 @@ def predict_classes(
     return vote(distances, reference_labels[indices], np.bincount(reference_labels))[0]
 
 
+class Evaluation(NamedTuple):
+    """What `evaluate` returns.
+
+    Attributes:
+        predicted: classes, shape `(n_queries,)`.
+        distances: to the nearest references, nearest first, shape `(n_queries, neighbours)`.
+        indices: of these references, of the same shape.
+        scores: dict of scores from 0 to 1: `accuracy`; `recall@1`, `recall@5` and `recall@10`, the fraction of queries
+            with a reference of their class among the 1, 5 or 10 nearest; and `MAP@R` (see
+            `mean_average_precision_at_r`).
+    """
+
+    predicted: np.ndarray
+    distances: np.ndarray
+    indices: np.ndarray
+    scores: dict[str, float]
+
+
 def evaluate(
     references: np.ndarray,
     reference_labels: np.ndarray,
     queries: np.ndarray,
     query_labels: np.ndarray,
     neighbours: int,
-) -> tuple[np.ndarray, dict[str, float]]:
+) -> Evaluation:
     """Predicts the queries' classes from their nearest references, and measures how well that works.
 
     Args:
@@ -96,9 +115,7 @@ def evaluate(
         neighbours: int, how many references vote.
 
     Returns:
-        Tuple of the predicted classes `(n_queries,)` and a dict of scores from 0 to 1: `accuracy`; `recall@1`,
-        `recall@5` and `recall@10`, the fraction of queries with a reference of their class among the 1, 5 or 10
-        nearest; and `MAP@R` (see `mean_average_precision_at_r`).
+        `Evaluation`.
 
     Raises:
         ValueError: if `neighbours` is below 1 or above the number of references.
@@ -109,10 +126,29 @@ def evaluate(
     predicted, _ = vote(distances[:, :neighbours], labels[:, :neighbours], np.bincount(reference_labels))
     scores = {"accuracy": float(np.mean(predicted == query_labels)), **_recall(labels, query_labels)}
     scores["MAP@R"] = mean_average_precision_at_r(references, reference_labels, queries, query_labels)
-    return predicted, scores
+    return Evaluation(predicted, distances[:, :neighbours], indices[:, :neighbours], scores)
 
 
-def retrieval_scores(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def nearest_neighbour_accuracy(
+    references: np.ndarray,
+    reference_labels: np.ndarray,
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    neighbours: int,
+) -> float:
+    """The fraction of queries whose class is predicted; NaN if not all embeddings are finite.
+
+    Args:
+        references, reference_labels, queries, query_labels: as in `evaluate`.
+        neighbours: int, how many references vote; of fewer references, all do.
+    """
+    if not (np.isfinite(references).all() and np.isfinite(queries).all()):
+        return float("nan")
+    predicted = predict_classes(references, reference_labels, queries, min(neighbours, len(references)))
+    return float(np.mean(predicted == query_labels))
+
+
+def retrieval_scores(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
     """Measures how near images of one class are: each image is compared with all others (itself left out).
 
     It is the usual protocol for classes that have not been trained on (Musgrave et al. 2020, section 3).
@@ -122,17 +158,18 @@ def retrieval_scores(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, fl
         labels: integers, shape `(n,)`.
 
     Returns:
-        dict of `recall@1`, `recall@5`, `recall@10` and `MAP@R`, as in `evaluate`. The only image of a class counts as
-        not found for recall, and is not counted for MAP@R. Empty for fewer than two classes, which would be trivial.
+        Tuple of bool `(n,)`, whether each image's nearest other image is of its class, and a dict of `recall@1`,
+        `recall@5`, `recall@10` and `MAP@R`, as in `Evaluation`. The only image of a class counts as not found for
+        recall, and is not counted for MAP@R. Both are empty for fewer than two classes, which would be trivial.
     """
     if len(np.unique(labels)) < 2:
-        return {}
+        return np.zeros(0, bool), {}
     most = min(10, len(labels) - 1)
     search = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(embeddings)
     _, indices = search.kneighbors()  # without queries, no image is its own neighbour
     scores = _recall(labels[indices], labels)
     scores["MAP@R"] = mean_average_precision_at_r(embeddings, labels)
-    return scores
+    return labels[indices[:, 0]] == labels, scores
 
 
 def unknown_threshold(distances: np.ndarray, rate: float) -> float:

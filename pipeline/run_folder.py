@@ -1,5 +1,6 @@
 """The folder of a run: one run, one process at a time, and constants that do not change."""
 
+import contextlib
 import json
 import os
 import time
@@ -15,7 +16,8 @@ from pipeline.settings.options import STARTED_WITH, with_new_names
 # Constants that may differ between two commands of one run.
 CHANGEABLE = ("RUN_FOLDER", "OVERWRITE", "CHECKPOINT_MINUTES")
 # Constants that runs of earlier versions do not have -> what these versions did.
-ADDED = {"SMALL_CLASSES": "stop", "HELD_OUT_CLASSES": "none", "FALSE_REJECTION_RATE": 0.01}
+ADDED = {"SMALL_CLASSES": "stop", "HELD_OUT_CLASSES": "none", "FALSE_REJECTION_RATE": 0.01, "CONTROL": "none"}
+CROSS_ENTROPY_FOLDER = "cross_entropy"  # in the run folder, with the checkpoints of that training
 # The files of a run, except its checkpoints.
 FILES = (
     "report.txt",
@@ -29,6 +31,7 @@ FILES = (
     "neighbours.png",
     "controls.npz",
     "controls.json",  # of earlier versions
+    "cross_entropy.npz",
     "constants.json",
 )
 RESULTS = ("embedding_model.keras", "references.npz")  # a run without them is not finished
@@ -168,8 +171,15 @@ def checkpoint_paths(folder: str | os.PathLike) -> list[Path]:
 def remove_checkpoints(folder: str | os.PathLike, keep: int = 0, newest: Path | None = None) -> None:
     """Removes the checkpoints of a run except `keep` of them: `newest` and those before it.
 
-    Checkpoints after `newest` are corrupt, or the run would have resumed from them; they are removed too.
+    Checkpoints after `newest` are corrupt, or the run would have resumed from them; they are removed too. If none is
+    kept, those of the training with cross-entropy are removed too.
     """
+    control = Path(folder, CROSS_ENTROPY_FOLDER)
+    if not keep and control.is_dir():
+        files.remove_partial_files(control)
+        remove_checkpoints(control)
+        with contextlib.suppress(OSError):  # files of somebody else
+            control.rmdir()
     paths = checkpoint_paths(folder)
     first = paths.index(newest) if newest else 0
     for path in paths[:first] + paths[first + keep :]:
@@ -201,7 +211,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 def _has_trained(folder):
     """Whether a folder has a result of training: a checkpoint, a report or a model."""
-    return bool(checkpoint_paths(folder)) or any((folder / name).exists() for name in ("report.txt", *RESULTS))
+    checkpoints = checkpoint_paths(folder) + checkpoint_paths(folder / CROSS_ENTROPY_FOLDER)
+    return bool(checkpoints) or any((folder / name).exists() for name in ("report.txt", *RESULTS))
 
 
 def _changed_constants(stored: dict, constants: dict, any_path: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Validation by nearest neighbours, which keeps the best weights; the history; and the remaining time."""
+"""Validation, which keeps the best weights; the history; and the remaining time."""
 
 import errno
 import re
@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from pipeline import files
-from pipeline.data.splits import Images
 from pipeline.errors import InputError
 from pipeline.training.callbacks import (
     HistoryFile,
-    NearestNeighbourAccuracy,
     PredictionProgress,
     TimeEstimate,
+    ValidationAccuracy,
     duration,
 )
 
@@ -23,33 +22,29 @@ def tiny_model():
     return keras.Sequential([keras.Input((3, 2, 2), dtype="uint8"), keras.layers.Flatten(), keras.layers.Dense(2)])
 
 
-def validated(epochs):
-    """Validates after epochs that end with these validation embeddings; returns the callback and each epoch's logs."""
-    references = Images(None, np.array([0, 1]))
-    validation = Images(None, np.array([0, 0, 1, 1]))
-    current = {}
-    model = tiny_model()
-    accuracy = NearestNeighbourAccuracy(model, lambda data: current[len(data.labels)], references, validation, 1)
+def validated(accuracies):
+    """Validates after epochs with these accuracies; returns the callback and each epoch's logs."""
+    model, measured = tiny_model(), iter(accuracies)
+    accuracy = ValidationAccuracy(model, lambda: next(measured))
     model.stop_training = False
     accuracy.set_model(model)
     logs = []
-    for number, queries in enumerate(epochs):
+    for number in range(len(accuracies)):
         model.set_weights([np.full((12, 2), number, "float32"), np.zeros(2, "float32")])
-        current[2], current[4] = np.array([[0.0], [1.0]]), np.array(queries, "float64")[:, None]
         logs.append({})
         accuracy.on_epoch_end(number, logs[-1])
     return accuracy, logs
 
 
 def test_the_latest_of_the_best_epochs_is_kept():
-    accuracy, logs = validated([[1, 1, 1, 0], [0, 0, 1, 0], [1, 0, 1, 1], [0, 1, 0, 0]])
+    accuracy, logs = validated([0.25, 0.75, 0.75, 0.25])
     assert [each["val_accuracy"] for each in logs] == [0.25, 0.75, 0.75, 0.25]
     accuracy.load_best_weights()
     assert accuracy.model.get_weights()[0][0, 0] == 2
 
 
-def test_embeddings_that_are_not_finite_stop_training_and_keep_the_best(capsys):
-    accuracy, logs = validated([[0, 0, 1, 1], [np.nan, 0, 1, 1]])
+def test_outputs_that_are_not_finite_stop_training_and_keep_the_best(capsys):
+    accuracy, logs = validated([1.0, float("nan")])
     assert accuracy.model.stop_training
     assert "val_accuracy" not in logs[1]
     printed = capsys.readouterr().out
@@ -59,7 +54,7 @@ def test_embeddings_that_are_not_finite_stop_training_and_keep_the_best(capsys):
 
 
 def test_without_a_finite_epoch_there_are_no_best_weights():
-    accuracy, _ = validated([[np.inf, 0, 1, 1]])
+    accuracy, _ = validated([float("nan")])
     with pytest.raises(InputError, match="`LEARNING_RATE` must be lower"):
         accuracy.load_best_weights()
 

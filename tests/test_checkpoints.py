@@ -13,9 +13,9 @@ import pytest
 from pipeline.data.batches import Batches, classes_and_images, in_order
 from pipeline.data.splits import Images, in_parts, sample, split
 from pipeline.errors import InputError, Interrupted
-from pipeline.neighbours import predict_classes
+from pipeline.neighbours import nearest_neighbour_accuracy, predict_classes
 from pipeline.run_folder import checkpoint_paths
-from pipeline.training.callbacks import HistoryFile, NearestNeighbourAccuracy
+from pipeline.training.callbacks import HistoryFile, ValidationAccuracy
 from pipeline.training.checkpoints import Checkpoints
 from triplet_loss_functions import InBatchTripletLoss
 
@@ -83,10 +83,12 @@ class Training:
         self.batches = Batches(data, classes_and_images(data.labels, 3, 2), 5, "shift_flip")
         assert len(self.batches) == BATCHES
 
-        def embed(part):
-            return self.model.predict(part.images, verbose=0)
+        def measure():
+            references, queries = (self.model.predict(part.images, verbose=0) for part in (data, validation))
+            return nearest_neighbour_accuracy(references, data.labels, queries, validation.labels, 3)
 
-        self.accuracy = NearestNeighbourAccuracy(self.model, embed, data, images(12, seed=1), 3)
+        validation = images(12, seed=1)
+        self.accuracy = ValidationAccuracy(self.model, measure)
         self.history = HistoryFile(folder / "history.csv")
         states = dict(zip(parts, (self.accuracy, self.history), strict=True))
         self.checkpoints = Checkpoints(self.model, metrics, self.batches, states, folder, minutes)

@@ -1,13 +1,16 @@
-"""The two controls, raw pixels and the network before training, and the file that keeps their scores."""
+"""What triplet loss is compared with, by the functions that measure it, and the files that keep the scores."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from pipeline.data.splits import DataSet, Images
 from pipeline.neighbours import evaluate, retrieval_scores
-from pipeline.report.controls import measure_controls, raw_pixels
+from pipeline.report import controls as controls_module
+from pipeline.report.controls import measure_controls, measure_cross_entropy, raw_pixels
+from pipeline.report.linear import linear_predictions
 
 
 def flip_a_bit(path):
@@ -44,9 +47,18 @@ def embed(data):
     return data.images.reshape(len(data.images), -1) @ np.random.default_rng(5).normal(size=(60, 4)).astype("float32")
 
 
-FEATURES = {"raw pixels": lambda data: data.images.reshape(len(data.images), -1) / 255, "before training": embed}
+def unit(features):
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def pixels(data):
+    return data.images.reshape(len(data.images), -1) / 255
+
+
+FEATURES = {"raw pixels": pixels, "pooled features": lambda data: unit(embed(data))}
 NONE = random_images(0, 0)
-TRAIN, VALIDATION, TEST, HELD_OUT = random_images(40, 1), NONE, random_images(30, 2), random_images(20, 3, first=3)
+TRAIN, VALIDATION, TEST = random_images(40, 1), random_images(12, 4), random_images(30, 2)
+HELD_OUT = random_images(20, 3, first=3)
 BOTH = DataSet(TRAIN, VALIDATION, TEST, HELD_OUT, ["a", "b", "c"], ["d", "e", "f"])
 DATA = {
     "test and held-out images": BOTH,
@@ -59,35 +71,77 @@ DATA = {
 def measured(request, tmp_path_factory):
     """The data set, the controls of a new run, and the content of their file."""
     folder = tmp_path_factory.mktemp("run")
-    result = measure_controls(folder, embed, DATA[request.param], 3)
+    result = measure_controls(folder, embed, DATA[request.param], 3, epochs=1)
     assert [path.name for path in folder.iterdir()] == ["controls.npz"]
     return DATA[request.param], result, (folder / "controls.npz").read_bytes()
 
 
+def assert_same_methods(methods, others):
+    assert list(methods) == list(others)
+    for name, method in methods.items():
+        assert method[:2] == others[name][:2]
+        np.testing.assert_array_equal(method.correct, others[name].correct)
+
+
 def assert_equal(controls, others):
-    assert (controls.known, controls.unseen) == (others.known, others.unseen)
+    assert_same_methods(controls.methods, others.methods)
+    assert controls.notes == others.notes
     np.testing.assert_array_equal(controls.embeddings, others.embeddings)
 
 
-def test_the_controls_are_raw_pixels_and_the_given_embeddings(measured):
-    data, (known, unseen, embeddings), _ = measured
-    np.testing.assert_array_equal(embeddings, embed(TEST if len(data.test.labels) else HELD_OUT))
-    assert list(known) == (list(FEATURES) if len(data.test.labels) else [])
-    assert list(unseen) == (list(FEATURES) if len(data.held_out.labels) else [])
-    for name in known:
-        of = FEATURES[name]
-        expected = evaluate(of(TRAIN), TRAIN.labels, of(TEST), TEST.labels, 3)[1]
-        assert known[name] == pytest.approx(expected)
-    for name in unseen:
-        assert unseen[name] == pytest.approx(retrieval_scores(FEATURES[name](HELD_OUT), HELD_OUT.labels))
-    for scores in (known, unseen):
-        assert scores == {} or scores["raw pixels"] != scores["before training"]
+def assert_by_neighbours(method, features_of, data):
+    """That a method is the vote of the three nearest neighbours on these features."""
+    if len(data.test.labels):
+        expected = evaluate(features_of(TRAIN), TRAIN.labels, features_of(TEST), TEST.labels, 3)
+        assert method.known == pytest.approx(expected.scores)
+        np.testing.assert_array_equal(method.correct, expected.predicted == TEST.labels)
+    else:
+        assert method.known == {}
+    if len(data.held_out.labels):
+        found, scores = retrieval_scores(features_of(HELD_OUT), HELD_OUT.labels)
+        assert method.unseen == pytest.approx(scores)
+        if not len(data.test.labels):
+            np.testing.assert_array_equal(method.correct, found)
+    else:
+        assert method.unseen == {}
+
+
+def test_raw_pixels_and_pooled_features_are_compared_by_nearest_neighbours(measured):
+    data, controls, _ = measured
+    shown = TEST if len(data.test.labels) else HELD_OUT
+    np.testing.assert_allclose(controls.embeddings, unit(embed(shown)), rtol=1e-6)
+    for name, features_of in FEATURES.items():
+        assert_by_neighbours(controls.methods[name], features_of, data)
+    first, second = (controls.methods[name][:2] for name in FEATURES)
+    assert first != second
+
+
+def test_logistic_regression_is_compared_if_there_are_test_images(measured):
+    data, controls, _ = measured
+    assert ("logistic regression" in controls.methods) == (len(data.test.labels) > 0)
+    assert controls.notes == []
+    if len(data.test.labels):
+        method = controls.methods["logistic regression"]
+        of_validation = embed(VALIDATION), VALIDATION.labels
+        predicted = linear_predictions(embed(TRAIN), TRAIN.labels, *of_validation, embed(TEST), 60)
+        np.testing.assert_array_equal(method.correct, predicted == TEST.labels)
+        assert method.known == {"accuracy": pytest.approx(np.mean(predicted == TEST.labels))} and method.unseen == {}
+
+
+def test_logistic_regression_that_takes_too_long_is_skipped_with_a_note(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(controls_module, "linear_predictions", lambda *arguments: given.append(arguments[-1]))
+    controls = measure_controls(tmp_path, embed, BOTH, 3, epochs=10**9)
+    assert list(controls.methods) == list(FEATURES)
+    (note,) = controls.notes
+    assert "skipped" in note and given[0] > 100  # seconds, of so many epochs
+    assert_equal(measure_controls(tmp_path, None, None, 3, 1), controls)
 
 
 def test_a_resumed_run_reads_the_controls(measured, tmp_path, capsys):
     _, controls, content = measured
     (tmp_path / "controls.npz").write_bytes(content)
-    assert_equal(measure_controls(tmp_path, None, None, 3), controls)  # nothing to measure with
+    assert_equal(measure_controls(tmp_path, None, None, 3, 1), controls)  # nothing to measure with
     assert capsys.readouterr().out == ""
 
 
@@ -99,18 +153,40 @@ def test_missing_and_corrupt_controls_are_measured_again(damage, measured, tmp_p
         path.write_bytes(content)
         DAMAGE[damage](path)
         assert path.read_bytes() != content
-    again = measure_controls(tmp_path, embed, data, 3)
+    again = measure_controls(tmp_path, embed, data, 3, 1)
     assert "before training" in capsys.readouterr().out
     assert_equal(again, controls)
-    assert_equal(measure_controls(tmp_path, None, None, 3), controls)  # the file is complete again
+    assert_equal(measure_controls(tmp_path, None, None, 3, 1), controls)  # the file is complete again
 
 
 def test_a_single_held_out_image_is_no_error(tmp_path):
     """It has no other to be compared with, so it has no scores."""
     data = BOTH._replace(held_out=random_images(1, 4, first=3), held_out_names=["d"])
-    controls = measure_controls(tmp_path, embed, data, 3)
-    assert controls.known == measure_controls(tmp_path, embed, BOTH, 3).known
-    assert controls.unseen == {"raw pixels": {}, "before training": {}}
+    controls = measure_controls(tmp_path, embed, data, 3, 1)
+    for name in FEATURES:
+        assert controls.methods[name].unseen == {} and len(controls.methods[name].known) == 5
+
+
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+def test_a_classifier_is_compared_by_its_own_predictions_and_by_its_features(data, tmp_path):
+    trained = []
+
+    @contextmanager
+    def train():
+        trained.append("begin")
+        yield lambda images: (embed(images)[:, :3], embed(images))
+        trained.append("end")
+
+    methods = measure_cross_entropy(tmp_path, train, data, 3)
+    assert trained == ["begin", "end"] and [path.name for path in tmp_path.iterdir()] == ["cross_entropy.npz"]
+    assert_by_neighbours(methods["cross-entropy features"], FEATURES["pooled features"], data)
+    if len(data.test.labels):
+        correct = embed(TEST)[:, :3].argmax(axis=1) == TEST.labels
+        np.testing.assert_array_equal(methods["cross-entropy"].correct, correct)
+        assert methods["cross-entropy"][:2] == ({"accuracy": pytest.approx(correct.mean())}, {})
+    else:
+        assert list(methods) == ["cross-entropy features"]
+    assert_same_methods(measure_cross_entropy(tmp_path, None, None, 3), methods)
 
 
 def test_raw_pixels_are_exact_in_small_images_and_averages_in_large_ones():

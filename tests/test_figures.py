@@ -105,7 +105,10 @@ def test_both_panels_of_the_map_colour_the_images_as_the_legend_does(classes, dr
     embeddings = np.random.default_rng(1).normal(size=(2, len(labels), 8))
     names = [f"class {number}" for number in range(classes)]
     figure = draw(figures.embedding_map, *embeddings, labels, names, render=False)
-    assert [axes.get_title() for axes in figure.axes] == ["Before training", "After training"]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "Before training: pooled features",
+        "After training: embeddings",
+    ]
     legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert len(legends) == (classes <= 30)
     for axes in figure.axes:
@@ -137,7 +140,7 @@ def test_both_panels_of_the_map_show_the_same_random_images(draw):
 
     def colours_of(seed):
         figure = draw(figures.embedding_map, *embeddings, np.arange(50), names, seed=seed, most=20, render=False)
-        assert any(text.startswith("t-SNE of the embeddings of 20 test images") for text in texts(figure))
+        assert any(text.startswith("t-SNE of 20 test images") for text in texts(figure))
         before, after = (points(axes)[1] for axes in figure.axes)
         assert before == after
         assert len(set(before)) == 20
@@ -152,7 +155,7 @@ def test_a_map_of_few_images_or_equal_embeddings_is_drawn(embeddings, draw):
     figure = draw(
         figures.embedding_map, embeddings, embeddings, np.arange(count) % 2, ["a", "b"], render=count in (1, 5)
     )
-    assert any(text.startswith(f"t-SNE of the embeddings of {count} test images") for text in texts(figure))
+    assert any(text.startswith(f"t-SNE of {count} test images") for text in texts(figure))
     for axes in figure.axes:
         if count > 3:  # fewer have no t-SNE
             places, _ = points(axes)

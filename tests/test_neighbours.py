@@ -10,6 +10,7 @@ from pipeline.neighbours import (
     evaluate,
     mean_average_precision_at_r,
     nearest,
+    nearest_neighbour_accuracy,
     predict_classes,
     retrieval_scores,
     unknown_threshold,
@@ -160,7 +161,9 @@ def test_predictions_and_scores_are_those_of_plain_loops(seed, neighbours):
         expected.append(winner)
         for k in recall:
             recall[k] += any(reference_labels[place] == label for place in ranking[:k])
-    predicted, scores = evaluate(references, reference_labels, queries, query_labels, neighbours)
+    predicted, distances, indices, scores = evaluate(references, reference_labels, queries, query_labels, neighbours)
+    for given, expected_ones in zip(nearest(references, queries, neighbours), (distances, indices), strict=True):
+        np.testing.assert_array_equal(expected_ones, given)
     assert predicted.tolist() == expected
     assert predict_classes(references, reference_labels, queries, neighbours).tolist() == expected
     assert scores.pop("accuracy") == pytest.approx(np.mean(np.array(expected) == query_labels))
@@ -218,7 +221,9 @@ def test_retrieval_scores_are_those_of_plain_loops(seed, count):
     labels = generator.choice([2, 3, 5, 8], count, p=[0.5, 0.3, 0.15, 0.05]).astype("int32")
     labels[:2] = 3, 8  # two classes at least
     embeddings = (labels[:, None] + 3 * generator.normal(size=(count, 5))).astype("float32")
-    assert retrieval_scores(embeddings, labels) == pytest.approx(loop_retrieval_scores(embeddings, labels))
+    found, scores = retrieval_scores(embeddings, labels)
+    assert scores == pytest.approx(loop_retrieval_scores(embeddings, labels))
+    assert found.dtype == bool and found.mean() == pytest.approx(scores["recall@1"])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -228,11 +233,11 @@ def test_images_with_equal_embeddings_are_found_and_no_image_finds_itself(seed):
     embeddings = np.repeat(generator.normal(size=(8, 4)), 2, axis=0).astype("float32")
     labels = np.repeat(np.arange(8), 2)
     order = generator.permutation(16)
-    scores = retrieval_scores(embeddings[order], labels[order])
+    _, scores = retrieval_scores(embeddings[order], labels[order])
     assert scores == {"recall@1": 1, "recall@5": 1, "recall@10": 1, "MAP@R": 1}
     labels[0] = 1  # its twin, alone in class 0, is the nearest of it; those of class 1 are the nearest of each other
-    scores = retrieval_scores(embeddings[order], labels[order])
-    assert scores["recall@1"] == 14 / 16
+    found, scores = retrieval_scores(embeddings[order], labels[order])
+    assert sorted(order[~found]) == [0, 1] and scores["recall@1"] == 14 / 16
     expected = loop_retrieval_scores(embeddings[order], labels[order])
     assert scores == pytest.approx(expected)
 
@@ -240,14 +245,15 @@ def test_images_with_equal_embeddings_are_found_and_no_image_finds_itself(seed):
 @pytest.mark.parametrize("count", [2, 11, 40])
 def test_all_equal_embeddings_do_not_find_themselves(count):
     """Whatever the order of equal distances: of classes of one image each, none is found."""
-    scores = retrieval_scores(np.full((count, 3), 0.3, "float32"), np.random.default_rng(0).permutation(count))
+    _, scores = retrieval_scores(np.full((count, 3), 0.3, "float32"), np.random.default_rng(0).permutation(count))
     assert scores == {"recall@1": 0, "recall@5": 0, "recall@10": 0, "MAP@R": 0}
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])
 def test_of_a_single_class_there_are_no_retrieval_scores(count):
     """They would be perfect whatever the embeddings are."""
-    assert retrieval_scores(np.random.default_rng(0).normal(size=(count, 3)), np.full(count, 4)) == {}
+    found, scores = retrieval_scores(np.random.default_rng(0).normal(size=(count, 3)), np.full(count, 4))
+    assert len(found) == 0 and scores == {}
 
 
 @pytest.mark.parametrize(
@@ -295,8 +301,20 @@ def test_with_too_few_images_one_more_is_rejected_than_can_be_promised():
     assert np.mean(rejected) == pytest.approx(1 / 10, abs=0.006)
 
 
+def test_the_accuracy_is_that_of_the_vote_and_nan_unless_all_embeddings_are_finite():
+    references, labels, queries, query_labels = random_data(3)
+    expected = np.mean(predict_classes(references, labels, queries, 3) == query_labels)
+    assert nearest_neighbour_accuracy(references, labels, queries, query_labels, 3) == pytest.approx(expected)
+    few = references[:2], labels[:2], queries, query_labels
+    assert nearest_neighbour_accuracy(*few, 5) == nearest_neighbour_accuracy(*few, 2)
+    for wrong in (references, queries):
+        kept, wrong[1, 2] = wrong[1, 2], np.inf
+        assert np.isnan(nearest_neighbour_accuracy(references, labels, queries, query_labels, 3))
+        wrong[1, 2] = kept
+
+
 def test_few_references_of_one_class_each_are_evaluated():
-    _, scores = evaluate(np.eye(3), np.array([0, 1, 2]), np.eye(3)[[0, 1, 1]], np.array([0, 1, 2]), 1)
+    *_, scores = evaluate(np.eye(3), np.array([0, 1, 2]), np.eye(3)[[0, 1, 1]], np.array([0, 1, 2]), 1)
     assert scores == pytest.approx(
         {"accuracy": 2 / 3, "recall@1": 2 / 3, "recall@5": 1, "recall@10": 1, "MAP@R": 2 / 3}
     )

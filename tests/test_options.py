@@ -79,6 +79,7 @@ CASES = {
     "LEARNING_RATE": (["0", "10", "-1", "inf", "fast"], ["1e-9", "9.9"], ["above 0", "below 10"], "FLOAT"),
     "WARM_UP": (["-0.1", "1", "nan"], ["0", "0.99"], ["from 0", "below 1"], "FLOAT"),
     "NEIGHBOURS": (["0", "-5", "5.5"], ["1", "50"], ["integer", "1"], "INT"),
+    "CONTROL": (["softmax", ""], ["none", "cross_entropy"], ["none", "cross_entropy"], "{none,cross_entropy}"),
     "FALSE_REJECTION_RATE": (
         ["0", "1", "-0.01", "1%", "nan"],
         ["0.001", "0.99"],

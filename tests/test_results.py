@@ -186,20 +186,24 @@ def test_everything_is_measured_with_the_training_images_as_references(data):
         assert indices.tolist() == sorted(range(len(labels)), key=lambda place: distances[place])[:3]
         assert predicted == loop_prediction(references, labels, query, 3)[0]
     if len(data.test.labels):
-        predicted, scores = evaluate(references, labels, embed(data.test), data.test.labels, 3)
-        assert results.known == pytest.approx(scores) and results.predicted.tolist() == predicted.tolist()
+        predicted, _, _, scores = evaluate(references, labels, embed(data.test), data.test.labels, 3)
+        assert results.method.known == pytest.approx(scores) and results.predicted.tolist() == predicted.tolist()
+        assert results.method.correct.tolist() == (predicted == data.test.labels).tolist()
     else:
-        assert results.known == {}
+        assert results.method.known == {}
+        assert (
+            results.method.correct.tolist() == retrieval_scores(embed(data.held_out), data.held_out.labels)[0].tolist()
+        )
 
     if len(data.held_out.labels):
         held_out = embed(data.held_out), data.held_out.labels
-        assert results.unseen == pytest.approx(retrieval_scores(*held_out))
+        assert results.method.unseen == pytest.approx(retrieval_scores(*held_out)[1])
         expected = loop_accuracy(references, labels, *held_out, 3, results.threshold, 2)
         assert list(results.added) == list(expected) == [1, 5]
         for number in expected:
             assert results.added[number] == pytest.approx(expected[number], abs=1e-9)
     else:
-        assert results.unseen == results.added == {}
+        assert results.method.unseen == results.added == {}
 
     expected = {}
     if len(data.test.labels) and len(data.held_out.labels):
@@ -216,7 +220,7 @@ def test_the_rate_sets_the_threshold_and_the_seed_the_images_that_are_added():
         measure_results(embed, BOTH, 3, rate, seed) for rate, seed in ((0.1, 0), (0.1, 0), (0.1, 1), (0.6, 0))
     )
     assert first.added == again.added != other.added
-    assert (first.threshold, first.unseen, first.known) == (other.threshold, other.unseen, other.known)
+    assert (first.threshold, *first.method[:2]) == (other.threshold, *other.method[:2])
     assert strict.threshold < first.threshold
     assert strict.unknown["unknown rejected"] >= first.unknown["unknown rejected"]
     assert strict.unknown["AUROC"] == first.unknown["AUROC"]
@@ -226,5 +230,5 @@ def test_a_single_held_out_image_is_no_error():
     """It has no other to be compared with; whether it is called unknown is measured all the same."""
     one = BOTH._replace(held_out=random_images([1], 3, first=3), held_out_names=["d"])
     results = measure_results(embed, one, 3, 0.1, seed=0)
-    assert results.added == results.unseen == {}
+    assert results.added == results.method.unseen == {}
     assert results.unknown["unknown rejected"] in (0, 1)

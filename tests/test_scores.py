@@ -11,18 +11,28 @@ from pipeline.data.splits import DataSet, Images
 from pipeline.report import class_labels
 from pipeline.report.class_labels import display_width
 from pipeline.report.controls import Controls
+from pipeline.report.methods import Method
 from pipeline.report.results import Results
-from pipeline.report.scores import class_report, held_out_warnings, prediction_warnings, print_report, table
+from pipeline.report.scores import held_out_warnings, prediction_warnings, print_report
+from pipeline.report.tables import class_report, table
+from pipeline.report.verdict import interval, verdict
 
 SCORES = {
     "raw pixels": {"accuracy": 0.25, "recall@1": 0.5, "MAP@R": 0.12345},
-    "before training": {"accuracy": 0.375, "recall@1": 0.0, "MAP@R": 1.0},
-    "after training": {"accuracy": 4 / 7, "recall@1": 0.75, "MAP@R": 0.66},
+    "pooled features": {"accuracy": 0.375, "recall@1": 0.0, "MAP@R": 1.0},
+    "logistic regression": {"accuracy": 0.5},
+    "triplet loss": {"accuracy": 4 / 7, "recall@1": 0.75, "MAP@R": 0.66},
+}
+CORRECT = {  # of seven test images or five held-out ones
+    "raw pixels": [0, 0, 0, 0, 0, 0, 0],
+    "pooled features": [1, 1, 0, 0, 0, 0, 0],
+    "logistic regression": [1, 1, 1, 0, 0, 0, 0],
+    "triplet loss": [1, 1, 1, 1, 0, 0, 0],
 }
 UNSEEN = {
     "raw pixels": {"recall@1": 0.125, "MAP@R": 0.05},
-    "before training": {"recall@1": 0.25, "MAP@R": 0.5},
-    "after training": {"recall@1": 2 / 3, "MAP@R": 0.3333333},
+    "pooled features": {"recall@1": 0.25, "MAP@R": 0.5},
+    "triplet loss": {"recall@1": 2 / 3, "MAP@R": 0.3333333},
 }
 UNKNOWN = {"AUROC": 0.98765, "known rejected": 0.0123, "unknown rejected": 0.75}
 ADDED = {1: (0.5, 0.03125), 5: (2 / 3, 0.01)}
@@ -42,30 +52,36 @@ def labelled(labels):
     return Images(np.zeros((len(labels), 3, 1, 1), "uint8"), np.array(labels, "int32"))
 
 
-def measured(labels=LABELS, predicted=PREDICTED, names=tuple(CLASSES), held_out=(), validation=200, added=ADDED):
+def measured(
+    labels=LABELS, predicted=PREDICTED, names=tuple(CLASSES), held_out=(), validation=200, added=ADDED, notes=()
+):
     """A data set of 30 training images, its controls and its results; scores of what it lacks are missing."""
     held_out_names = [f"held-out {number}" for number in sorted(set(held_out))]
     parts = [labelled(each) for each in ([0] * 30, [0] * validation, labels, [len(names) + each for each in held_out])]
     data = DataSet(*parts, list(names), held_out_names)
     known, unseen = SCORES if len(labels) else {}, UNSEEN if len(held_out) else {}
     missing = {*(() if known else ("AUROC", "known rejected")), *(() if unseen else ("AUROC", "unknown rejected"))}
-    controls = Controls(*({name: each[name] for name in list(each)[:2]} for each in (known, unseen)), np.zeros((1, 2)))
+    methods = {
+        name: Method(known.get(name, {}), unseen.get(name, {}), np.array(CORRECT[name][: len(labels) or 5], bool))
+        for name in CORRECT
+        if name in known or name in unseen or name == "triplet loss"
+    }
+    ours = methods.pop("triplet loss")
     results = Results(
         references=unit_vectors(30, 4, 10),
         embeddings=np.zeros((1, 2)),
         predicted=np.array(predicted),
         indices=np.zeros((len(labels), 9), int),
-        known=known.get("after training", {}),
-        unseen=unseen.get("after training", {}),
+        method=ours,
         threshold=0.43219,
         unknown={name: value for name, value in UNKNOWN.items() if name not in missing},
         added=added if unseen else {},
     )
-    return data, controls, results
+    return data, Controls(methods, list(notes), np.zeros((1, 2))), results
 
 
 def report(folder, warnings=(), names=tuple(CLASSES), labels=LABELS, predicted=PREDICTED, rate=0.01, **more):
-    return print_report(folder, *measured(labels, predicted, names, **more), 9, rate, list(warnings))
+    return print_report(folder, *measured(labels, predicted, names, **more), 9, rate, 0, list(warnings))
 
 
 def test_the_report_shows_every_score_with_four_digits(tmp_path, capsys):
@@ -74,10 +90,11 @@ def test_the_report_shows_every_score_with_four_digits(tmp_path, capsys):
     assert re.search(r"\b9 nearest training images", text)
     lines = [line.split() for line in text.splitlines()]
     for row in (
-        "accuracy recall@1 MAP@R",
-        "raw pixels 0.2500 0.5000 0.1235",
-        "before training 0.3750 0.0000 1.0000",
-        "after training 0.5714 0.7500 0.6600",
+        "accuracy 95% interval recall@1 MAP@R",
+        "raw pixels 0.2500 0.000 to 0.000 0.5000 0.1235",
+        "logistic regression 0.5000 {:.3f} to {:.3f} – –".format(
+            *interval(np.array(CORRECT["logistic regression"]), 0)
+        ),
         "precision recall f1-score support",
         "cat 0.6000 0.7500 0.6667 4",
         "owl 0.5000 0.5000 0.5000 2",
@@ -91,12 +108,31 @@ def test_the_report_shows_every_score_with_four_digits(tmp_path, capsys):
         assert row.split() in lines
 
 
+def assert_scores(written):
+    """The scores of each method with their interval, and the verdict, are taken out of what report.json has."""
+    for name, scores in SCORES.items():
+        assert written.pop(name) == {**scores, "95% interval": list(interval(np.array(CORRECT[name]), 0))}
+    expected = verdict({name: np.array(each, bool) for name, each in CORRECT.items()}, "accuracy", 0)
+    assert written.pop("verdict") == {**expected._asdict(), "interval": list(expected.interval)}
+
+
+@pytest.mark.parametrize("notes", [(), ("Logistic regression is skipped.",)])
+def test_what_was_not_compared_is_said(notes, tmp_path):
+    text = report(tmp_path, notes=notes)
+    end = text[text.index("triplet loss  ") :]
+    assert all(note in end for note in notes) and "Not compared" in end
+    data, controls, results = measured()
+    controls.methods["cross-entropy"] = Method({"accuracy": 0.25}, {}, np.zeros(7, bool))
+    assert "Not compared" not in print_report(tmp_path, data, controls, results, 9, 0.1, 0, [])
+
+
 def test_report_json_holds_the_scores_and_those_of_each_class(tmp_path):
     report(tmp_path)
     written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    of_classes = written.pop("classes after training")
+    of_classes = written.pop("classes")
     unknown = {"threshold": 0.43219, "false rejection rate": 0.01, "known rejected": 0.0123}
-    assert written == {**SCORES, "unknown images": unknown}
+    assert_scores(written)
+    assert written == {"unknown images": unknown}
     assert list(of_classes) == list(CLASSES)
     for name, expected in CLASSES.items():
         assert of_classes[name] == pytest.approx(expected)
@@ -104,8 +140,10 @@ def test_report_json_holds_the_scores_and_those_of_each_class(tmp_path):
 
 def test_the_summary_comes_last(tmp_path):
     lines = report(tmp_path).splitlines()
-    assert [line.split("  ")[0] for line in lines[-3:]] == list(SCORES)
-    assert lines[-6] == "Test images, classified by the vote of 9 nearest training images"
+    heading = lines.index("Test images, classified by the vote of 9 nearest training images, or by a classifier")
+    assert [line.split("  ")[0] for line in lines[heading + 3 : heading + 7]] == list(SCORES)
+    assert lines[heading + 7] == "" and "--control cross_entropy" in lines[heading + 8]
+    assert "7 test images are too few" in " ".join(lines[heading + 9 :])
     assert lines[0] == "After training, per class"
 
 
@@ -133,8 +171,8 @@ def test_held_out_classes_and_unknown_images_are_shown_above_the_summary(tmp_pat
     assert rows == [
         "recall@1 MAP@R",
         "raw pixels 0.1250 0.0500",
-        "before training 0.2500 0.5000",
-        "after training 0.6667 0.3333",
+        "pooled features 0.2500 0.5000",
+        "triplet loss 0.6667 0.3333",
         "How many of them are recognised after adding images of each class to the references",
         "mean deviation",
         "1 image 0.5000 0.0312",
@@ -146,31 +184,31 @@ def test_held_out_classes_and_unknown_images_are_shown_above_the_summary(tmp_pat
 def test_report_json_holds_what_is_measured_on_held_out_classes(tmp_path):
     report(tmp_path, ["one thing."], held_out=HELD_OUT, rate=0.05)
     written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    of_classes = written.pop("classes after training")
+    of_classes = written.pop("classes")
     assert list(of_classes) == list(CLASSES)
     added = {"1": {"mean": 0.5, "deviation": 0.03125}, "5": {"mean": 2 / 3, "deviation": 0.01}}
     held_out = {"classes": ["held-out 0", "held-out 1", "held-out 2"], **UNSEEN, "accuracy after adding images": added}
     unknown = {"threshold": 0.43219, "false rejection rate": 0.05, **UNKNOWN}
-    expected = {"unknown images": unknown, "held-out classes": held_out, "warnings": ["one thing."]}
-    assert written == {**SCORES, **expected}
+    assert_scores(written)
+    assert written == {"unknown images": unknown, "held-out classes": held_out, "warnings": ["one thing."]}
 
 
 def test_without_known_classes_in_the_test_the_report_has_only_the_held_out_ones(tmp_path, capsys):
     text = report(tmp_path, labels=[], predicted=[], held_out=HELD_OUT)
     assert text.strip() == capsys.readouterr().out.strip()
     assert text.startswith("An image is called unknown") and "per class" not in text and "Test images" not in text
-    last = "No known classes in the test: the scores of the held-out classes are those of the test images."
-    assert text.rstrip().splitlines()[-1] == last
+    assert "\nNo known classes in the test: the scores of the held-out classes are those of the test images.\n" in text
+    assert "recall@1" in " ".join(text.splitlines()[-2:])
     assert "Images of held-out classes that are called unknown: 75.00%." in text and "AUROC" not in text
     written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert list(written) == ["unknown images", "held-out classes"]
+    assert list(written) == ["unknown images", "held-out classes", "verdict"]
     assert written["unknown images"] == {"threshold": 0.43219, "false rejection rate": 0.01, "unknown rejected": 0.75}
 
 
 @pytest.mark.parametrize(("rate", "enough"), [(0.01, 99), (0.02, 49), (0.1, 9), (0.3, 3)])
 def test_too_few_validation_images_for_the_rate_are_named(rate, enough, tmp_path):
     """By hand: of n images and a new one, each is the farthest with the probability 1 / (n + 1)."""
-    assert "too few" not in report(tmp_path, rate=rate, validation=enough)
+    assert "too few for FALSE" not in " ".join(report(tmp_path, rate=rate, validation=enough).split())
     expected = f"too few for FALSE_REJECTION_RATE = {rate:g}: expect {100 / enough:.2f}% of images of known classes."
     assert expected in " ".join(report(tmp_path, rate=rate, validation=enough - 1).split())
 
@@ -183,11 +221,12 @@ def test_weights_of_a_run_that_knows_a_held_out_class_give_a_warning():
 
 def test_without_two_held_out_classes_the_report_has_no_scores_of_them(tmp_path):
     data = DataSet(*(Images(None, np.zeros(count, int)) for count in (9, 9, 0, 7)), ["a", "b"], ["c"])
-    controls = Controls({}, {"raw pixels": {}, "before training": {}}, None)
-    results = Results(None, None, np.zeros(0, int), None, {}, {}, 0.5, {"unknown rejected": 0.25}, {})
-    text = print_report(tmp_path, data, controls, results, 5, 0.1, [])
+    nothing = Method({}, {}, np.zeros(0, bool))
+    results = Results(None, None, np.zeros(0, int), None, nothing, 0.5, {"unknown rejected": 0.25}, {})
+    text = print_report(tmp_path, data, Controls({"raw pixels": nothing}, [], None), results, 5, 0.1, 0, [])
     assert "1, 7 images; recall and MAP@R need two classes" in text and "recall@1" not in text
-    assert json.loads((tmp_path / "report.json").read_text())["held-out classes"]["after training"] == {}
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert "triplet loss" not in written["held-out classes"] and "verdict" not in written
 
 
 def test_a_class_report_and_a_table_can_be_made_alone():
@@ -208,7 +247,7 @@ def test_warnings_stand_just_above_the_summary_and_in_the_json(warnings, tmp_pat
     text = report(tmp_path, warnings)
     assert capsys.readouterr().out.strip() == text.strip()
     lines = text.splitlines()
-    heading = lines.index("Test images, classified by the vote of 9 nearest training images")
+    heading = lines.index("Test images, classified by the vote of 9 nearest training images, or by a classifier")
     above = [line for line in lines[heading - 2 * len(warnings) : heading] if line]
     assert above == [f"Warning: {warning}" for warning in warnings]
     assert text.count("Warning") == len(warnings)
@@ -244,11 +283,11 @@ def test_of_800_classes_the_worst_are_printed_and_all_are_written(tmp_path, caps
     rows = [line for line in text.splitlines() if line.startswith("class ")]
     assert [re.split("  +", row)[0] for row in rows] == names
     end = text[text.index("Warning: one thing.") :]
-    assert printed.rstrip().endswith(end.rstrip()) and end.count("\n") == 8
+    assert printed.rstrip().endswith(end.rstrip()) and end.count("\n") < 16
     assert "\n\nWarning: one thing." in printed
-    assert len(printed.splitlines()) < 50
+    assert len(printed.splitlines()) < 54
     assert max(map(len, printed.splitlines())) < 120
-    of_classes = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["classes after training"]
+    of_classes = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["classes"]
     assert list(of_classes) == names
 
 

@@ -40,6 +40,12 @@ class Batches(keras.utils.PyDataset):
         self.epoch, self.first_batch = epoch, first_batch
         self.batches = self.plan(np.random.default_rng((self.seed, 2, epoch)))[first_batch:]
 
+    def of_single_images(self) -> "Batches":
+        """The same images in the same batches, without an axis for triplets; from the first epoch on."""
+        return Batches(
+            self.data, lambda generator: [each.reshape(-1) for each in self.plan(generator)], self.seed, self.augment
+        )
+
     def __len__(self):
         return len(self.batches)
 

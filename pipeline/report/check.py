@@ -16,7 +16,7 @@ from pipeline.neighbours import evaluate, nearest, vote
 from pipeline.references import UNKNOWN
 from pipeline.report.class_labels import display_width, table_names
 from pipeline.report.results import unknown_scores
-from pipeline.report.scores import MEASURES, table
+from pipeline.report.tables import MEASURES, table
 
 SAME = 1e-3  # distance below which two images are equal but for rounding errors
 MOST_CLASSES, MOST_CONFUSIONS = 15, 20  # of which a confusion matrix fits into a terminal; otherwise pairs are listed
@@ -77,9 +77,9 @@ def print_check(classifier: Classifier, path: str) -> list[str]:
     print(_confusions(labels, answers, [*table_names(names), UNKNOWN]))
     if known.any():
         of_known = embeddings[known], labels[known], classifier.neighbours
-        predicted, scores = evaluate(references.embeddings, references.labels, *of_known)
+        predicted, _, _, scores = evaluate(references.embeddings, references.labels, *of_known)
         print(_of_classes(labels[known], predicted, table_names(names)))
-        print(table(scores, {"without unknown": [f"{value:.4f}" for value in scores.values()]}))
+        print(table(list(scores), {"without unknown": [f"{value:.4f}" for value in scores.values()]}))
         print(
             f"Accuracy, if those that are called unknown count as wrong: {np.mean(answers[known] == labels[known]):.4f}"
         )
@@ -107,8 +107,7 @@ def _of_classes(labels, predicted, names):
     }
     *means, _ = precision_recall_fscore_support(labels, predicted, **of_present, average="macro")
     rows["macro avg"] = [*(f"{value:.4f}" for value in means), str(len(labels))]
-    width = max(16, *(display_width(name) + 1 for name in rows))
-    return "Images of known classes, if none is called unknown, per class\n\n" + table(MEASURES, rows, width)
+    return "Images of known classes, if none is called unknown, per class\n\n" + table(MEASURES, rows)
 
 
 def _confusions(labels, answers, names):

@@ -1,7 +1,9 @@
-"""What the trained network is compared with: raw pixels, and the network before training."""
+"""What triplet loss is compared with: features without training, a linear classifier, cross-entropy."""
 
 import json
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,57 +11,163 @@ import keras
 import numpy as np
 
 from pipeline import files
+from pipeline.data.image_list import PARTS, TRAIN, VALIDATION
 from pipeline.data.splits import DataSet, Images
-from pipeline.neighbours import evaluate, retrieval_scores
+from pipeline.report.linear import linear_predictions
+from pipeline.report.methods import Method, by_neighbours
+
+RAW_PIXELS, POOLED = "raw pixels", "pooled features"
+LINEAR = "logistic regression"
+CROSS_ENTROPY, CROSS_ENTROPY_FEATURES = "cross-entropy", "cross-entropy features"
+STEP, LEAST_SECONDS = (
+    3,
+    60,
+)  # a training step takes about three times a prediction; and what a linear classifier may take
 
 
 class Controls(NamedTuple):
-    """Scores without training; the keys are `"raw pixels"` and `"before training"`.
+    """What triplet loss is compared with.
 
     Attributes:
-        known: dict of the scores of the test images (see `evaluate`), empty without any.
-        unseen: dict of the scores of the held-out classes among themselves (see `retrieval_scores`), empty without any.
-        embeddings: before training, of the test images or, without any, of the held-out ones.
+        methods: dict from names to `Method`.
+        notes: list of str, a sentence for each method that is missing.
+        embeddings: the pooled features before training of the test images or, without any, of the held-out ones.
     """
 
-    known: dict[str, dict[str, float]]
-    unseen: dict[str, dict[str, float]]
+    methods: dict[str, Method]
+    notes: list[str]
     embeddings: np.ndarray
 
 
-def measure_controls(folder: Path, embed: Callable[[Images], np.ndarray], data: DataSet, neighbours: int) -> Controls:
+def measure_controls(
+    folder: Path, pooled_features: Callable[[Images], np.ndarray], data: DataSet, neighbours: int, epochs: int
+) -> Controls:
     """Measures how well the classes of test images are predicted, and held-out classes told apart, without training.
 
-    The result is written to `controls.npz` in the run folder, and read from there when the run is resumed.
+    The methods are raw pixels and the network's pooled features, both by nearest neighbours, and logistic regression on
+    the pooled features, unless it would take longer than the training. The result is written to `controls.npz` in the
+    run folder, and read from there when the run is resumed.
 
     Args:
         folder: path of the run folder.
-        embed: function of `Images` that returns their embeddings before training, `(n, embedding_size)`.
+        pooled_features: function of `Images` that returns the backbone's features, averaged over positions, before
+            training: `(n, channels)`.
         data: `DataSet`; `test` or `held_out` may be empty, not both.
         neighbours: int, how many training images vote.
+        epochs: int, of the training.
 
     Returns:
         `Controls`.
     """
-    path = folder / "controls.npz"
+
+    def measure():
+        print("Measuring how well raw pixels do, and the network's features before training ...")
+        pixels = {part: raw_pixels(images) for part, images in _parts(data, without=(VALIDATION,))}
+        methods, notes = {RAW_PIXELS: by_neighbours(pixels, data, neighbours)[0]}, []
+        del pixels
+        began, features = time.monotonic(), {}
+        for part, images in _parts(data):
+            features[part] = pooled_features(images)
+            if part == TRAIN:
+                seconds = max(LEAST_SECONDS, STEP * epochs * (time.monotonic() - began))
+        units = {part: unit_length(each) for part, each in features.items()}
+        methods[POOLED], _ = by_neighbours(units, data, neighbours)
+        if "test" in features:
+            of_train = features[TRAIN], data.train.labels, features[VALIDATION], data.validation.labels
+            predicted = linear_predictions(*of_train, features["test"], seconds)
+            if predicted is None:
+                notes.append(
+                    "Logistic regression on the pooled features is skipped: it takes longer than the training."
+                )
+            else:
+                methods[LINEAR] = _predicted(predicted, data)
+        return Controls(methods, notes, units["test" if "test" in units else "held_out"])
+
+    return _measured_once(folder / "controls.npz", measure)
+
+
+def measure_cross_entropy(
+    folder: Path,
+    train: Callable[[], AbstractContextManager[Callable[[Images], tuple[np.ndarray, np.ndarray]]]],
+    data: DataSet,
+    neighbours: int,
+) -> dict[str, Method]:
+    """Trains the same network as a classifier, and measures its predictions, and its features by nearest neighbours.
+
+    The result is written to `cross_entropy.npz` in the run folder, and read from there when the run is resumed.
+
+    Args:
+        folder: path of the run folder.
+        train: function that trains it and returns a context manager of a function of `Images`, which returns logits
+            `(n, classes)` and pooled features `(n, channels)`.
+        data: `DataSet`.
+        neighbours: int, how many training images vote.
+
+    Returns:
+        dict from names to `Method`.
+    """
+
+    def measure():
+        methods, features = {}, {}
+        with train() as outputs:
+            for part, images in _parts(data, without=(VALIDATION,)):
+                logits, pooled = outputs(images)
+                features[part] = unit_length(pooled)
+                if part == "test":
+                    methods[CROSS_ENTROPY] = _predicted(logits.argmax(axis=1), data)
+            methods[CROSS_ENTROPY_FEATURES], _ = by_neighbours(features, data, neighbours)
+        return Controls(methods, [], np.zeros(0))
+
+    return _measured_once(folder / "cross_entropy.npz", measure).methods
+
+
+def _parts(data, without=()):
+    """The names and images of the parts that have images."""
+    for part in PARTS:
+        images = getattr(data, part)
+        if part not in without and len(images.labels):
+            yield part, images
+
+
+def _predicted(predicted, data):
+    """A method that gives classes alone, no neighbours."""
+    correct = predicted == data.test.labels
+    return Method({"accuracy": float(correct.mean())}, {}, correct)
+
+
+def _measured_once(path, measure):
+    """The `Controls` in a file; or else, if it is missing or corrupt, what `measure()` returns, written there."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             scores = json.loads(str(stored["scores"]))
-            return Controls(scores["known"], scores["unseen"], stored["embeddings"])
+            methods = {
+                name: Method(known, unseen, stored[f"correct {name}"])
+                for name, (known, unseen) in scores["methods"].items()
+            }
+            return Controls(methods, scores["notes"], stored["embeddings"])
     except Exception:  # not there yet, or of an earlier version; or corrupt, which raises many types
-        print("Measuring how well raw pixels do, and the network before training ...")
-    known, unseen, embeddings = {}, {}, None
-    for name, features_of in {"raw pixels": raw_pixels, "before training": embed}.items():
-        if len(data.held_out.labels):
-            embeddings = features_of(data.held_out)
-            unseen[name] = retrieval_scores(embeddings, data.held_out.labels)
-        if len(data.test.labels):
-            embeddings = features_of(data.test)
-            train = features_of(data.train), data.train.labels
-            _, known[name] = evaluate(*train, embeddings, data.test.labels, neighbours)
+        controls = measure()
+    scores = {
+        "methods": {name: (each.known, each.unseen) for name, each in controls.methods.items()},
+        "notes": controls.notes,
+    }
+    correct = {f"correct {name}": each.correct for name, each in controls.methods.items()}
     with files.open_atomic(path) as file:
-        np.savez(file, scores=np.array(json.dumps({"known": known, "unseen": unseen})), embeddings=embeddings)
-    return Controls(known, unseen, embeddings)
+        np.savez(file, scores=np.array(json.dumps(scores)), embeddings=controls.embeddings, **correct)
+    return controls
+
+
+def unit_length(features: np.ndarray) -> np.ndarray:
+    """Features divided by their norms, so that distances compare directions, as those of embeddings do.
+
+    Args:
+        features: floats, shape `(n, size)`.
+
+    Returns:
+        The same shape; features that are all 0 stay so.
+    """
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(norms, 1e-12)
 
 
 def raw_pixels(data: Images) -> np.ndarray:

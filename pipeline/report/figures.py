@@ -86,10 +86,10 @@ def embedding_map(
     seed: int = 0,
     most: int = 2000,
 ) -> None:
-    """Draws embeddings in two dimensions (t-SNE, van der Maaten and Hinton 2008), before and after training.
+    """Draws images in two dimensions (t-SNE, van der Maaten and Hinton 2008), by features before and after training.
 
     Args:
-        before: embeddings before training, shape `(n, embedding_size)`; a random `most` of them are drawn.
+        before: features before training, shape `(n, size)`; a random `most` of them are drawn.
         after: embeddings of the same images after training, shape `(n, embedding_size)`.
         labels: integers, shape `(n,)`.
         class_names: list of str.
@@ -100,7 +100,8 @@ def embedding_map(
     shown = np.random.default_rng(seed).permutation(len(after))[:most]
     colours = _class_colours(len(class_names))
     figure = Figure(figsize=(13, 6), layout="constrained")
-    panels = zip(figure.subplots(1, 2), ("Before training", "After training"), (before, after), strict=True)
+    titles = "Before training: pooled features", "After training: embeddings"
+    panels = zip(figure.subplots(1, 2), titles, (before, after), strict=True)
     for axes, title, embeddings in panels:
         if len(shown) > 3:
             perplexity = min(30, (len(shown) - 1) / 3)
@@ -109,7 +110,7 @@ def embedding_map(
         else:
             title += " (too few images for t-SNE)"
         axes.set(title=title, xticks=[], yticks=[])
-    figure.suptitle(f"t-SNE of the embeddings of {len(shown):,} test images, coloured by class")
+    figure.suptitle(f"t-SNE of {len(shown):,} test images, coloured by class")
     with drawing(class_names) as names:
         if len(names) <= 30:
             for name, colour in zip(names, colours, strict=True):

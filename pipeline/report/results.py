@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from pipeline.data.image_list import PARTS
 from pipeline.data.splits import DataSet, Images
-from pipeline.neighbours import evaluate, nearest, retrieval_scores, unknown_threshold, vote
+from pipeline.neighbours import nearest, unknown_threshold, vote
+from pipeline.report.methods import Method, by_neighbours
 
 ADDED, DRAWS = (1, 5, 20, 100), 10  # images of each class that are added to the references; random choices of them
 
@@ -20,8 +22,7 @@ class Results(NamedTuple):
         embeddings: of the test images or, without any, of the held-out ones.
         predicted: class of each test image, shape `(n_test,)`.
         indices: of each test image's nearest training images, nearest first, shape `(n_test, neighbours)`.
-        known: scores of the test images (see `evaluate`), empty without any.
-        unseen: scores of the held-out classes among themselves (see `retrieval_scores`), empty without any.
+        method: `Method`.
         threshold: float, the distance to the nearest training image above which an image is called unknown.
         unknown: what `unknown_scores` returns for test and held-out images.
         added: what `accuracy_after_adding` returns for the held-out classes, empty without any.
@@ -31,8 +32,7 @@ class Results(NamedTuple):
     embeddings: np.ndarray
     predicted: np.ndarray
     indices: np.ndarray
-    known: dict[str, float]
-    unseen: dict[str, float]
+    method: Method
     threshold: float
     unknown: dict[str, float]
     added: dict[int, tuple[float, float]]
@@ -53,23 +53,23 @@ def measure_results(
     Returns:
         `Results`.
     """
-    references, labels = embed(data.train), data.train.labels
-    threshold = unknown_threshold(nearest(references, embed(data.validation), 1)[0][:, 0], false_rejection_rate)
-    predicted, indices = np.zeros(0, "int32"), np.zeros((0, neighbours), int)
-    known, unseen, added, to_known, to_unseen = {}, {}, {}, np.zeros(0), np.zeros(0)
-    if len(data.held_out.labels):
-        shown = held_out = embed(data.held_out)
-        to_unseen = nearest(references, held_out, 1)[0][:, 0]
-        unseen = retrieval_scores(held_out, data.held_out.labels)
-        of_held_out = held_out, data.held_out.labels
+    features = {part: embed(getattr(data, part)) for part in PARTS if len(getattr(data, part).labels)}
+    references, labels = features["train"], data.train.labels
+    threshold = unknown_threshold(nearest(references, features["validation"], 1)[0][:, 0], false_rejection_rate)
+    method, evaluation = by_neighbours(features, data, neighbours)
+    added, to_unseen = {}, np.zeros(0)
+    if "held_out" in features:
+        of_held_out = features["held_out"], data.held_out.labels
+        to_unseen = nearest(references, features["held_out"], 1)[0][:, 0]
         added = accuracy_after_adding(references, labels, *of_held_out, neighbours, threshold, seed)
-    if len(data.test.labels):
-        shown = queries = embed(data.test)
-        distances, indices = nearest(references, queries, neighbours)
-        to_known = distances[:, 0]
-        predicted, known = evaluate(references, labels, queries, data.test.labels, neighbours)
+    if evaluation:
+        shown, predicted, indices = features["test"], evaluation.predicted, evaluation.indices
+        to_known = evaluation.distances[:, 0]
+    else:
+        shown, predicted, indices = features["held_out"], np.zeros(0, "int32"), np.zeros((0, neighbours), int)
+        to_known = np.zeros(0)
     unknown = unknown_scores(to_known, to_unseen, threshold)
-    return Results(references, shown, predicted, indices, known, unseen, threshold, unknown, added)
+    return Results(references, shown, predicted, indices, method, threshold, unknown, added)
 
 
 def unknown_scores(known: np.ndarray, unknown: np.ndarray, threshold: float) -> dict[str, float]:

@@ -2,20 +2,18 @@
 
 import json
 import math
+import textwrap
 from pathlib import Path
-
-import numpy as np
-from sklearn.metrics import precision_recall_fscore_support
 
 from pipeline import files
 from pipeline.data.image_list import shortened
 from pipeline.data.splits import DataSet
-from pipeline.report.class_labels import display_width, replaced_names, table_names
-from pipeline.report.controls import Controls
+from pipeline.report.controls import CROSS_ENTROPY, Controls
+from pipeline.report.methods import TRIPLET_LOSS
 from pipeline.report.results import Results
+from pipeline.report.tables import class_report, table
+from pipeline.report.verdict import interval, verdict
 
-MEASURES = ("precision", "recall", "f1-score", "support")
-MOST, WORST = 30, 20  # with more than MOST classes, the WORST of them are printed
 # Of the mean squared distance between embeddings, which is 2 for vectors in random directions. Where it is smaller, two
 # random images are 30 times nearer than the default MARGIN separates classes, and the nearest ones nearly arbitrary.
 SMALLEST_SPREAD = 0.01
@@ -24,11 +22,18 @@ HEALTHY_DISTANCE = 0.1
 
 
 def print_report(
-    folder: Path, data: DataSet, controls: Controls, results: Results, neighbours: int, rate: float, warnings: list[str]
+    folder: Path,
+    data: DataSet,
+    controls: Controls,
+    results: Results,
+    neighbours: int,
+    rate: float,
+    seed: int,
+    warnings: list[str],
 ) -> str:
     """Prints the scores, and writes them to `report.json` in the run folder.
 
-    Of many classes, it prints only the worst. The most important, which is short, comes last.
+    Of many classes, it prints only the worst. The most important, which is short, comes last: the verdict.
 
     Args:
         folder: path of the run folder.
@@ -37,21 +42,23 @@ def print_report(
         results: `Results`.
         neighbours: int, how many training images voted.
         rate: float, the fraction of images of known classes that may be called unknown.
+        seed: int, of the intervals.
         warnings: list of str, one sentence or two each (see `prediction_warnings`).
 
     Returns:
         The text with all classes.
     """
     tested, class_names = len(data.test.labels) > 0, data.class_names
-    known = {**controls.known, "after training": results.known} if tested else {}
-    everything, text, printed = dict(known), "", ""
+    methods = {**controls.methods, TRIPLET_LOSS: results.method}
+    everything, text, printed = {}, "", ""
     if tested:
+        known = {name: {**each.known, "95% interval": interval(each.correct, seed)} for name, each in methods.items()}
         text, printed, per_class = class_report(data.test.labels, results.predicted, class_names, "After training")
-        everything["classes after training"] = dict(zip(class_names, per_class, strict=True))
+        everything = {**known, "classes": dict(zip(class_names, per_class, strict=True))}
     unknown = {"threshold": results.threshold, "false rejection rate": rate, **results.unknown}
     everything["unknown images"] = unknown
+    unseen = {name: each.unseen for name, each in methods.items() if each.unseen}
     if len(data.held_out.labels):
-        unseen = {**controls.unseen, "after training": results.unseen}
         added = {
             str(count): dict(zip(("mean", "deviation"), each, strict=True)) for count, each in results.added.items()
         }
@@ -62,6 +69,10 @@ def print_report(
         }
     if warnings:
         everything["warnings"] = warnings
+    correct = {name: each.correct for name, each in methods.items() if len(each.correct)}
+    decision = verdict(correct, "accuracy" if tested else "recall@1", seed) if correct else None
+    if decision:
+        everything["verdict"] = decision._asdict()
     files.write_text(folder / "report.json", json.dumps(everything, indent=4) + "\n")
 
     end = _of_unknown(unknown, len(data.validation.labels)) + "\n"
@@ -69,52 +80,16 @@ def print_report(
         end += _of_held_out(data, unseen, results.added) + "\n"
     end += "".join(f"Warning: {warning}\n\n" for warning in warnings)
     if tested:
-        end += f"Test images, classified by the vote of {neighbours} nearest training images\n\n"
-        end += _table_of_scores(known)
+        end += f"Test images, classified by the vote of {neighbours} nearest training images, or by a classifier\n\n"
+        end += _table_of_scores(known) + "\n"
     else:
         end += "No known classes in the test: the scores of the held-out classes are those of the test images.\n"
+    end += "".join(f"{note}\n" for note in controls.notes)
+    if CROSS_ENTROPY not in methods:
+        end += "Not compared: the same network fine-tuned with cross-entropy (--control cross_entropy).\n"
+    end += "\n" + textwrap.fill(decision.sentence, 110) + "\n" if decision else ""
     print(f"\n{printed}{end}")
     return text + end
-
-
-def class_report(
-    labels: np.ndarray, predicted: np.ndarray, class_names: list[str], title: str
-) -> tuple[str, str, list[dict[str, float]]]:
-    """Precision, recall and f1-score of each class.
-
-    Args:
-        labels: integers, shape `(n,)`.
-        predicted: integers, shape `(n,)`.
-        class_names: list of str.
-        title: str, the start of the text.
-
-    Returns:
-        Tuple of the text, a shorter text if there are many classes, and a dict of the measures for each class.
-    """
-    of_classes = {"labels": range(len(class_names)), "zero_division": 0}
-    measures = precision_recall_fscore_support(labels, predicted, **of_classes)
-    per_class = [dict(zip(MEASURES, map(float, values), strict=True)) for values in zip(*measures, strict=True)]
-    totals = {"accuracy": ["", "", f"{np.mean(labels == predicted):.4f}", f"{len(labels)}"]}
-    for average in ("macro", "weighted"):
-        *values, _ = precision_recall_fscore_support(labels, predicted, **of_classes, average=average)
-        totals[f"{average} avg"] = [*(f"{value:.4f}" for value in values), f"{len(labels)}"]
-    replaced = [f"{text}  {name}" for text, name in replaced_names(class_names).items()]
-    text = f"{title}, per class\n\n" + _class_table(class_names, per_class, range(len(class_names)), totals)
-    if replaced:
-        text += "\n".join(["Class numbers in the figures\n", *replaced]) + "\n\n"
-    if len(class_names) <= MOST:
-        return text, text, per_class
-    tested = [number for number, values in enumerate(per_class) if values["support"]]
-    order = sorted(tested, key=lambda number: (per_class[number]["f1-score"], class_names[number]))
-    worst, others = order[:WORST], len(order[WORST:])
-    printed = f"{title}, the {len(worst)} classes with the lowest f1-score\n\n"
-    printed += _class_table(class_names, per_class, worst, totals)
-    printed += f"{others} other classes are not shown; report.txt and report.json in the run folder have all.\n"
-    if len(tested) < len(class_names):
-        printed += f"Classes without a test image: {len(class_names) - len(tested)}.\n"
-    if replaced:
-        printed += f"Classes that figures show with a number: {len(replaced)}; report.txt lists their names.\n"
-    return text, printed + "\n", per_class
 
 
 def _of_unknown(unknown, validation_images):
@@ -142,7 +117,7 @@ def _of_unknown(unknown, validation_images):
 def _of_held_out(data, scores, added):
     """What is measured on held-out classes, as text."""
     classes, images = len(data.held_out_names), len(data.held_out.labels)
-    if scores["after training"]:
+    if scores:
         text = (
             f"Held-out classes, never trained on: {classes:,}; their {images:,} images, each compared with all others"
         )
@@ -221,26 +196,17 @@ def held_out_warnings(held_out_names: list[str], trained_names: list[str]) -> li
     ]
 
 
-def _class_table(class_names, per_class, numbers, totals):
-    """The measures of some classes, and those of all images."""
-    rows, names = {}, table_names(class_names)
-    for number in numbers:
-        *values, support = per_class[number].values()
-        rows[names[number]] = [*(f"{value:.4f}" for value in values), f"{support:.0f}"]
-    width = max([16, *map(display_width, rows)])
-    return table(MEASURES, rows, width) + "\n" + table(None, totals, width) + "\n"
-
-
 def _table_of_scores(scores):
-    """A table of scores from 0 to 1: a row before and after training and for raw pixels."""
-    columns = list(scores["after training"])
-    rows = {name: [f"{values[column]:.4f}" for column in columns] for name, values in scores.items()}
+    """A table of scores from 0 to 1, one row a method; the interval follows the accuracy."""
+    columns = list(scores[TRIPLET_LOSS])
+    if "95% interval" in columns:
+        columns.remove("95% interval")
+        columns.insert(1, "95% interval")
+    rows = {name: [_cell(values.get(column)) for column in columns] for name, values in scores.items()}
     return table(columns, rows)
 
 
-def table(header, rows, width=16):
-    """A table as text: names in a column `width` wide, then one column for each value."""
-    lines = [] if header is None else [" " * width + "".join(f"{column:>11}" for column in header)]
-    for name, values in rows.items():
-        lines.append(name + " " * (width - display_width(name)) + "".join(f"{value:>11}" for value in values))
-    return "\n".join(lines) + "\n"
+def _cell(value):
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if isinstance(value, float) else "{:.3f} to {:.3f}".format(*value)

@@ -7,6 +7,7 @@ has already downloaded. So the settings are applied here.
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import traceback
@@ -46,6 +47,7 @@ def apply() -> None:
     if backend not in BACKENDS or find_spec(backend) is None:
         raise InputError(f"`KERAS_BACKEND` must be one of {', '.join(BACKENDS)}, and installed. Received: {backend}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides notes; TensorFlow raises its errors
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # the same of notes in Python, such as about retracing
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # or TensorFlow has no channels-first convolution on the CPU
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:

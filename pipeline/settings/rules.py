@@ -116,6 +116,7 @@ RULES = {
     "LEARNING_RATE": _number_between(0, 10),
     "WARM_UP": Rule(float, lambda value: 0 <= value < 1, "a number from 0 to below 1", "FLOAT"),
     "NEIGHBOURS": _integer_from(1),
+    "CONTROL": _one_of("none", "cross_entropy"),
     "FALSE_REJECTION_RATE": _number_between(0, 1),
     "PRECISION": _one_of("auto", "float32", "mixed_float16", "mixed_bfloat16"),
     "SEED": Rule(int, lambda value: 0 <= value < 2**31, "an integer from 0 to below 2**31", "INT"),

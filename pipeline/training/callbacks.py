@@ -1,18 +1,16 @@
-"""What happens around the training steps: validation by nearest neighbours, history, the remaining time."""
+"""What happens around the training steps: validation, history, the remaining time."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from pipeline import files
 from pipeline.data.batches import Batches
-from pipeline.data.splits import Images
 from pipeline.errors import InputError
-from pipeline.neighbours import predict_classes
 
 LINE_SECONDS = 60.0  # between lines of progress where there is no terminal and so no bar
 
@@ -51,65 +49,50 @@ class HistoryFile(keras.callbacks.Callback):
         self.rows = list(state["rows"])
 
 
-class NearestNeighbourAccuracy(keras.callbacks.Callback):
+class ValidationAccuracy(keras.callbacks.Callback):
     """Adds `val_accuracy` to each epoch's logs, and keeps the weights of the epoch with the highest.
 
-    The classes of the validation images are predicted by nearest neighbours among reference images, as those of the
-    test images will be. Of equal epochs the latest is kept, since the learning rate falls. If the embeddings are not
-    finite, training stops and the best weights so far are kept.
+    Of equal epochs the latest is kept, since the learning rate falls. If the network's outputs are not finite, training
+    stops and the best weights so far are kept.
 
     Put it before callbacks that read the logs.
 
     Args:
-        embedding_model: `keras.Model` whose weights are kept: the trained one, or the network inside it.
-        embed: function of `Images` that returns their embeddings, `(n, embedding_size)`.
-        references: `Images` of known class.
-        validation: `Images` to predict.
-        neighbours: int, how many references vote.
+        kept: `keras.Model` whose weights are kept: the trained one, or the network inside it.
+        measure: function that returns the accuracy on the validation images, NaN if outputs are not finite.
     """
 
-    def __init__(
-        self,
-        embedding_model: keras.Model,
-        embed: Callable[[Images], np.ndarray],
-        references: Images,
-        validation: Images,
-        neighbours: int,
-    ):
+    def __init__(self, kept: keras.Model, measure: Callable[[], float]):
         super().__init__()
-        self.embedding_model, self.embed = embedding_model, embed
-        self.references, self.validation = references, validation
-        self.neighbours = min(neighbours, len(references.labels))
+        self.kept, self.measure = kept, measure
         self.best_weights, self.best_accuracy = [], None
 
     def on_epoch_end(self, epoch, logs=None):
         model = self.model  # on JAX, reading this attribute updates the model's weights
-        references, queries = self.embed(self.references), self.embed(self.validation)
-        if not (np.isfinite(references).all() and np.isfinite(queries).all()):
+        accuracy = self.measure()
+        if math.isnan(accuracy):
             print(
-                f"\nWarning: epoch {epoch + 1}: training diverged, the embeddings are not finite. Training stops. "
-                "Lower LEARNING_RATE."
+                f"\nWarning: epoch {epoch + 1}: training diverged, the network's outputs are not finite. Training "
+                "stops. Lower LEARNING_RATE."
             )
             model.stop_training = True
             return
-        predicted = predict_classes(references, self.references.labels, queries, self.neighbours)
-        accuracy = float(np.mean(predicted == self.validation.labels))
         if logs is not None:
             logs["val_accuracy"] = accuracy
         if self.best_accuracy is None or accuracy >= self.best_accuracy:
             self.best_accuracy = accuracy
             # Copies, since on PyTorch these arrays share the memory of the weights that training changes.
-            self.best_weights = [weights.copy() for weights in self.embedding_model.get_weights()]
+            self.best_weights = [weights.copy() for weights in self.kept.get_weights()]
 
     def load_best_weights(self) -> None:
         """Gives the model the best epoch's weights.
 
         Raises:
-            InputError: if no epoch ended with finite embeddings.
+            InputError: if no epoch ended with finite outputs.
         """
         if self.best_accuracy is None:
-            raise InputError("`LEARNING_RATE` must be lower: no epoch ended with finite embeddings.")
-        self.embedding_model.set_weights(self.best_weights)
+            raise InputError("`LEARNING_RATE` must be lower: no epoch ended with finite outputs of the network.")
+        self.kept.set_weights(self.best_weights)
 
     def state(self) -> dict:
         """What a checkpoint stores."""
