@@ -1,7 +1,5 @@
 """The embedding network: a pre-trained backbone, partly frozen, with an embedding head."""
 
-import re
-import sys
 import warnings
 from collections.abc import Iterator
 
@@ -9,8 +7,12 @@ import keras
 import numpy as np
 from keras import layers
 
-from pipeline import downloads
 from pipeline.errors import InputError
+from pipeline.networks.backbone import build, data_format_of, is_file, preprocessed
+from pipeline.networks.keras_file import has_preprocessing
+from pipeline.networks.torch_files import read_tensors
+from pipeline.networks.torchvision_networks import set_torch_weights
+from pipeline.settings.backbones import TORCH_SUFFIXES
 
 MOMENTUM = 0.9  # of batch normalisations that train: the fraction of their moving statistics that each step keeps
 
@@ -23,6 +25,7 @@ def fine_tuned_models(
     weights: str = "imagenet",
     frozen_layers: int = 15,
     embedding_size: int = 128,
+    preprocessing: str = "auto",
 ) -> keras.Model:
     """Builds the network that turns raw images into embeddings.
 
@@ -46,10 +49,15 @@ def fine_tuned_models(
         image_size: int, height and width in pixels that the backbone is given.
         fit: `"scale"` stretches images to the square; `"pad"` shrinks those that are too large and centres them on
             black.
-        backbone: `"SmallConvNet"`, or the name of a constructor in `keras.applications`.
+        backbone: `"SmallConvNet"`, `"AlexNet"`, `"GoogLeNet"`, the name of a constructor in `keras.applications`, or
+            the path of a `.keras` file of a network from images to features.
         weights: `"imagenet"`, `"none"` (random), or the path of a weights file of the backbone or of the whole model.
+            With a `.keras` file, `"imagenet"` means the weights in that file.
         frozen_layers: int, how many of the backbone's first layers do not train.
         embedding_size: int, length of an embedding.
+        preprocessing: what is done to pixels from 0 to 255 before they enter the backbone: `"auto"`, what the named
+            backbone expects, and nothing for a `.keras` file; `"none"`; or a mode of
+            `keras.applications.imagenet_utils.preprocess_input`: `"tf"`, `"torch"` or `"caffe"`.
 
     Returns:
         `keras.Model` from uint8 images `(batch, *input_shape)` to unit vectors `(batch, embedding_size)`, float32.
@@ -58,15 +66,19 @@ def fine_tuned_models(
         InputError: if the backbone is unknown, `image_size` is too small for it, `frozen_layers` exceeds its depth, or
             the weights cannot be downloaded or belong to another network.
     """
-    network = _backbone(backbone, image_size, pre_trained=weights == "imagenet")
+    network = build(backbone, image_size, pre_trained=weights == "imagenet")
     if frozen_layers > len(network.layers):
         raise InputError(
             f"`FROZEN_LAYERS` must be between 0 and {len(network.layers)} for {backbone}. Received: {frozen_layers}"
         )
 
+    if is_file(backbone) and preprocessing == "auto" and weights != "none" and not has_preprocessing(network):
+        print("BACKBONE gets pixels from 0 to 255, and has no layer that rescales them: is PREPROCESSING right?")
+
     images = keras.Input(input_shape, dtype="uint8", name="images")
-    features = network(_resized_and_preprocessed(images, image_size, fit, backbone))
-    features = layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(features)  # shape (batch, channels)
+    data_format = data_format_of(network)
+    features = network(_resized_and_preprocessed(images, image_size, fit, backbone, preprocessing, data_format))
+    features = _pooling(len(features.shape), data_format)(features)  # shape (batch, channels)
     features = layers.BatchNormalization(momentum=MOMENTUM, dtype="float32", name="pooled_batch_norm")(features)
     features = layers.Dense(embedding_size, dtype="float32", name="embedding")(features)
     embeddings = layers.UnitNormalization(dtype="float32", name="unit_norm")(features)
@@ -76,12 +88,11 @@ def fine_tuned_models(
         _load_weights(weights, network, model)
         if not all(np.isfinite(each).all() for each in model.get_weights()):
             raise InputError(f"`WEIGHTS` must be a file of finite weights. Received: {weights!r}")
-    for layer in network.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            if weights == "none":
-                layer.momentum = MOMENTUM
-            else:
-                layer.trainable = False
+    for layer in _batch_normalisations(network):
+        if weights == "none":
+            layer.momentum = MOMENTUM
+        else:
+            layer.trainable = False
     for layer in network.layers[:frozen_layers]:
         layer.trainable = False
     if frozen_layers > len(network.layers) / 2:
@@ -91,15 +102,20 @@ def fine_tuned_models(
 
 
 def portable_model(
-    model: keras.Model, image_size: int = 224, fit: str = "scale", backbone: str = "ResNet50"
+    model: keras.Model,
+    image_size: int = 224,
+    fit: str = "scale",
+    backbone: str = "ResNet50",
+    preprocessing: str = "auto",
 ) -> keras.Model:
     """Builds the same network for every device: channels_last inside and float32, with the same images as input.
 
-    TensorFlow has channels-first convolutions on few CPUs, and most backends are faster with channels_last there.
+    TensorFlow has channels-first convolutions on few CPUs, and most backends are faster with channels_last there. A
+    backbone from a `.keras` file stays as it is.
 
     Args:
         model: what `fine_tuned_models` has built.
-        image_size, fit, backbone: as given to it.
+        image_size, fit, backbone, preprocessing: as given to it.
 
     Returns:
         `keras.Model` with the same weights, from uint8 images `(batch, *input_shape)` to the same embeddings.
@@ -109,32 +125,12 @@ def portable_model(
     keras.config.set_dtype_policy("float32")
     try:
         shape, size = model.input_shape[1:], model.output_shape[-1]
-        portable = fine_tuned_models(shape, image_size, fit, backbone, "none", 0, size)
+        portable = fine_tuned_models(shape, image_size, fit, backbone, "none", 0, size, preprocessing)
     finally:
         keras.config.set_image_data_format(data_format)
         keras.config.set_dtype_policy(policy)
     portable.set_weights(model.get_weights())
     return portable
-
-
-def small_conv_net(input_shape: tuple[int, int, int]) -> keras.Model:
-    """SmallConvNet: five 3×3 convolutions, for small images (8 to 64 pixels) and training from random weights.
-
-    Args:
-        input_shape: `(3, height, width)` in channels_first, height and width at least 8.
-
-    Returns:
-        `keras.Model` from images to features `(batch, 128, height // 4, width // 4)` in channels_first.
-    """
-    channel_axis = 1 if keras.config.image_data_format() == "channels_first" else -1
-    images = features = keras.Input(input_shape)
-    for channels, pooled in ((32, False), (64, True), (64, False), (128, True), (128, False)):
-        features = layers.Conv2D(channels, 3, padding="same", use_bias=False)(features)
-        features = layers.BatchNormalization(axis=channel_axis)(features)
-        features = layers.ReLU()(features)
-        if pooled:
-            features = layers.MaxPooling2D()(features)
-    return keras.Model(images, features, name="small_conv_net")
 
 
 def triplet_model(embedding_model: keras.Model) -> keras.Model:
@@ -192,7 +188,8 @@ def data_generator(
             f"There must be one label for each image. Received: {len(images)} images, {len(labels)} labels"
         )
     raw = keras.Input(images.shape[1:], dtype="uint8")
-    resize = keras.Model(raw, _resized_and_preprocessed(raw, image_size, fit, backbone))
+    data_format = keras.config.image_data_format()
+    resize = keras.Model(raw, _resized_and_preprocessed(raw, image_size, fit, backbone, "auto", data_format))
     generator = np.random.default_rng(seed)
     while True:
         order = generator.permutation(len(images))
@@ -201,9 +198,8 @@ def data_generator(
             yield keras.ops.convert_to_numpy(resize(images[batch])), labels[batch]
 
 
-def _resized_and_preprocessed(images, image_size, fit, backbone):
+def _resized_and_preprocessed(images, image_size, fit, backbone, preprocessing, data_format):
     """Symbolic uint8 images as the float32 input of a backbone, by layers and operations that Keras can save."""
-    data_format = keras.config.image_data_format()
     height, width = images.shape[2:]
     if data_format == "channels_last":
         images = keras.ops.transpose(images, (0, 2, 3, 1))  # shape (batch, height, width, 3)
@@ -217,60 +213,33 @@ def _resized_and_preprocessed(images, image_size, fit, backbone):
     else:
         gaps = (image_size - height, image_size - width)
         padding = tuple((gap // 2, gap - gap // 2) for gap in gaps)
-        images = layers.ZeroPadding2D(padding, dtype="float32")(images)
-    if backbone == "SmallConvNet":
-        return images / 127.5 - 1  # from -1 to 1
-    return sys.modules[_constructor(backbone).__module__].preprocess_input(images)
+        images = layers.ZeroPadding2D(padding, data_format, dtype="float32")(images)
+    return preprocessed(images, backbone, preprocessing, data_format)
 
 
-def _constructor(backbone):
-    constructor = getattr(keras.applications, backbone, None)
-    if not callable(constructor):
-        names = ["SmallConvNet", *sorted(name for name in dir(keras.applications) if name[0].isupper())]
-        raise InputError(f"`BACKBONE` must be one of {', '.join(names)}. Received: {backbone!r}")
-    return constructor
+def _pooling(axes, data_format):
+    """A layer that averages features over positions or tokens; of vectors, it leaves them as they are."""
+    settings = {"dtype": "float32", "name": "pooling"}
+    if axes == 2:
+        return layers.Activation("linear", **settings)
+    if axes == 3:  # (batch, tokens, channels)
+        return layers.GlobalAveragePooling1D("channels_last", **settings)
+    return layers.GlobalAveragePooling2D(data_format, **settings)
 
 
-def _as_pre_trained(network, backbone):
-    """The network with the layer that Keras adds only with ImageNet weights, so that one weights file fits both."""
-    if not re.fullmatch("EfficientNetB[0-7]", backbone):
-        return network
-    # EfficientNetB0 to B7: a division by the roots of ImageNet's deviations of red, green and blue, after the
-    # normalisation. Keras has a Rescaling there, which reads the data format anew whenever the network is called.
-    axis = 1 if keras.config.image_data_format() == "channels_first" else -1
-
-    def call(layer, *given, **named):
-        outputs = layer(*given, **named)
-        if not isinstance(layer, layers.Normalization):
-            return outputs
-        return layers.Normalization(axis, mean=[0.0] * 3, variance=[0.229, 0.224, 0.225])(outputs)
-
-    return keras.models.clone_model(network, call_function=call)
-
-
-def _backbone(backbone, image_size, pre_trained):
-    channels_first = keras.config.image_data_format() == "channels_first"
-    shape = (3, image_size, image_size) if channels_first else (image_size, image_size, 3)
-    if backbone == "SmallConvNet":
-        return small_conv_net(shape)
-    constructor = _constructor(backbone)
-    try:
-        network = constructor(include_top=False, weights=None, input_shape=shape)
-    except ValueError as error:  # the images are too small, or the architecture has no channels_first
-        raise InputError(f"`BACKBONE` {backbone} cannot be built for `IMAGE_SIZE` {image_size}: {error}") from error
-    if not pre_trained:
-        return _as_pre_trained(network, backbone)
-    try:
-        return constructor(include_top=False, weights="imagenet", input_shape=shape)
-    except Exception as error:  # Keras raises a bare Exception when a download fails
-        url = re.search(r"https?://\S+[^\s:]", str(error))
-        address, folder = url.group() if url else "their file", downloads.cache_folder() / "models"
-        place = folder / address.rsplit("/", 1)[-1] if url else folder
-        raise downloads.failed(f"The ImageNet weights of {backbone}", error, address, place) from error
+def _batch_normalisations(network):
+    for layer in network.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            yield layer
+        elif isinstance(layer, keras.Model):
+            yield from _batch_normalisations(layer)
 
 
 def _load_weights(path, network, model):
     """Loads a weights file of the backbone or of the whole model."""
+    if path.endswith(TORCH_SUFFIXES):
+        set_torch_weights(network, read_tensors(path))
+        return
     reasons = []
     for target in (network, model):
         try:
@@ -279,4 +248,6 @@ def _load_weights(path, network, model):
             return
         except Exception as error:  # h5py and Keras raise many types for a file that does not fit
             reasons.append(f"{target.name}: {' '.join(str(error).split())[:200] or type(error).__name__}")
+    if path.endswith(".h5") and not path.endswith(".weights.h5"):
+        reasons.append("if Keras 3 has written it, its name must end with .weights.h5")
     raise InputError(f"`WEIGHTS` must be a file of this network's weights. Received: {path!r} ({'; '.join(reasons)})")

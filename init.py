@@ -27,7 +27,8 @@ SMALL_CLASSES = "stop"  # if classes have fewer than two training images, "stop"
 HELD_OUT_CLASSES = "none"  # a number, or names with commas, of classes to leave out of training and to measure apart
 AUGMENT = "shift_flip"  # "none", "shift" by up to 1/8, or "shift_flip", which also mirrors (not for digits or text)
 # Model
-BACKBONE = "ResNet50"  # a network of keras.applications, or "SmallConvNet" for small images and random weights
+BACKBONE = "ResNet50"  # one of keras.applications, "AlexNet", "GoogLeNet", "SmallConvNet", or your own .keras file
+PREPROCESSING = "auto"  # of pixels for a .keras file: "auto" leaves it to the file, "tf", "torch", "caffe" as in Keras
 WEIGHTS = "imagenet"  # "imagenet", "none" (random), or a weights file of the backbone or of an earlier run
 FROZEN_LAYERS = 15  # number of first layers of the backbone that do not train; with random weights all layers train
 EMBEDDING_SIZE = 128  # dimensions of an embedding, which is a unit vector
@@ -92,7 +93,8 @@ def main():
     frozen_layers = FROZEN_LAYERS if WEIGHTS != "none" else 0
     if frozen_layers != FROZEN_LAYERS:
         print(f"FROZEN_LAYERS = {FROZEN_LAYERS} is not used, since the weights are random: every layer trains.")
-    model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, FIT, BACKBONE, WEIGHTS, frozen_layers, EMBEDDING_SIZE)
+    settings = FIT, BACKBONE, WEIGHTS, frozen_layers, EMBEDDING_SIZE, PREPROCESSING
+    model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, *settings)
 
     def predict(network, images):
         batch_size = min(CLASSES_PER_BATCH * IMAGES_PER_CLASS, 128)
@@ -106,6 +108,7 @@ def main():
     sources = {
         "images or classes in DATASET": checksum(data[:4], class_names + held_out_names),
         "content of the file WEIGHTS": files.checksum(WEIGHTS),
+        "content of the file BACKBONE": files.checksum(BACKBONE),
         "KERAS_BACKEND": keras.backend.backend(),
         "precision": precision,
         "value range": value_range,  # of 16-bit images; new images need it
@@ -141,7 +144,7 @@ def main():
     accuracy.load_best_weights()
 
     # Predict the classes of the test images by nearest neighbours on the embeddings.
-    model = portable_model(model, IMAGE_SIZE, FIT, BACKBONE)  # it is saved, so its embeddings count
+    model = portable_model(model, IMAGE_SIZE, FIT, BACKBONE, PREPROCESSING)  # it is saved, so its embeddings count
     after = results.measure_results(embed, data, neighbours, FALSE_REJECTION_RATE, SEED)
 
     # Report, and save everything.

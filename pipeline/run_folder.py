@@ -11,12 +11,19 @@ from pipeline import files, lock
 from pipeline.data.image_list import BUILT_IN_DATASETS
 from pipeline.errors import InputError
 from pipeline.settings import process
+from pipeline.settings.backbones import BACKBONES
 from pipeline.settings.options import STARTED_WITH, with_new_names
 
 # Constants that may differ between two commands of one run.
 CHANGEABLE = ("RUN_FOLDER", "OVERWRITE", "CHECKPOINT_MINUTES")
 # Constants that runs of earlier versions do not have -> what these versions did.
-ADDED = {"SMALL_CLASSES": "stop", "HELD_OUT_CLASSES": "none", "FALSE_REJECTION_RATE": 0.01, "CONTROL": "none"}
+ADDED = {
+    "SMALL_CLASSES": "stop",
+    "HELD_OUT_CLASSES": "none",
+    "FALSE_REJECTION_RATE": 0.01,
+    "CONTROL": "none",
+    "PREPROCESSING": "auto",
+}
 CROSS_ENTROPY_FOLDER = "cross_entropy"  # in the run folder, with the checkpoints of that training
 # The files of a run, except its checkpoints.
 FILES = (
@@ -39,7 +46,11 @@ RESULTS = ("embedding_model.keras", "references.npz")  # a run without them is n
 NEEDS_ANOTHER_START = ("DATASET", "BACKBONE", "EMBEDDING_SIZE", "HELD_OUT_CLASSES", "SEED", "TEST_FRACTION")
 ADVICE = "choose another folder with --run-folder, or replace the run with --overwrite"
 # Constants whose paths may differ between two commands of one run: `start` compares what the paths hold.
-COMPARED_BY_CONTENT = {"DATASET": BUILT_IN_DATASETS, "WEIGHTS": ("imagenet", "none")}  # and values that are no paths
+COMPARED_BY_CONTENT = {  # and values that are no paths
+    "DATASET": BUILT_IN_DATASETS,
+    "WEIGHTS": ("imagenet", "none"),
+    "BACKBONE": BACKBONES,
+}
 FIRST_TIME = 3653 * 24 * 3600  # seconds, 1980 and a day: checkpoints and models, as zip files, know no earlier time
 
 

@@ -12,11 +12,11 @@ import keras
 import pytest
 from processes import ROOT, SCRIPT, run_script
 
-from fine_tune_model import small_conv_net
 from pipeline import downloads, run_folder
 from pipeline.errors import InputError
+from pipeline.networks.backbone import build
 from pipeline.settings import options
-from pipeline.settings.backbones import BACKBONES
+from pipeline.settings.backbones import BACKBONES, TORCHVISION
 
 TEXT = SCRIPT.read_text(encoding="utf-8")
 HEAD = TEXT[: TEXT.index("\ndef ")]
@@ -56,7 +56,13 @@ CASES = {
         ["none", "shift", "shift_flip"],
         "{none,shift,shift_flip}",
     ),
-    "BACKBONE": (["", "ResNet-50", "ConvNeXtTiny"], ["VGG16", "MobileNetV2"], ["SmallConvNet", "Xception"], "NAME"),
+    "BACKBONE": (
+        ["", "ResNet-50", "ConvNeXtTiny"],
+        ["VGG16", "MobileNetV2"],
+        ["SmallConvNet", "Xception"],
+        "NAME|PATH",
+    ),
+    "PREPROCESSING": (["imagenet", ""], ["tf", "none"], ["auto", "caffe"], "{auto,none,tf,torch,caffe}"),
     "WEIGHTS": (
         ["", str(ROOT), "x" * 300, __file__, "a\0b"],
         ["imagenet", "none"],
@@ -316,31 +322,25 @@ def test_the_example_is_accepted_and_needs_no_download():
 def test_the_backbones_are_those_that_keras_has_with_channels_first():
     without = ("ConvNeXt", "DenseNet", "NASNet")
     all_names = {name for name in dir(keras.applications) if name[0].isupper()}
-    assert set(BACKBONES) - {"SmallConvNet"} == {name for name in all_names if not name.startswith(without)}
+    ours = {"SmallConvNet", *TORCHVISION}
+    assert set(BACKBONES) - ours == {name for name in all_names if not name.startswith(without)}
     for family in without:
         name = next(name for name in sorted(all_names) if name.startswith(family))
         with pytest.raises(ValueError, match="channels_first"):
             getattr(keras.applications, name)(include_top=False, weights=None, input_shape=(3, 64, 64))
 
 
-def build(backbone, size):
-    shape = (3, size, size) if keras.config.image_data_format() == "channels_first" else (size, size, 3)
-    if backbone == "SmallConvNet":
-        return small_conv_net(shape)
-    return getattr(keras.applications, backbone)(include_top=False, weights=None, input_shape=shape)
-
-
-@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "SmallConvNet"])
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name not in ("SmallConvNet", *TORCHVISION)])
 def test_the_smallest_image_of_a_backbone_is_that_of_keras(backbone):
     smallest = BACKBONES[backbone][1]
-    with pytest.raises(ValueError, match=f"at least {smallest}x{smallest}"):
-        build(backbone, smallest - 1)
+    with pytest.raises(InputError, match=f"`BACKBONE` {backbone} cannot be built .* at least {smallest}x{smallest}"):
+        build(backbone, smallest - 1, pre_trained=False)
 
 
-@pytest.mark.parametrize("backbone", ["ResNet50", "VGG16", "MobileNet", "SmallConvNet"])
+@pytest.mark.parametrize("backbone", ["ResNet50", "VGG16", "MobileNet", "SmallConvNet", "AlexNet", "GoogLeNet"])
 def test_the_limits_of_a_backbone(backbone, tmp_path):
     layers, smallest = BACKBONES[backbone]
-    assert len(build(backbone, smallest).layers) == layers
+    assert len(build(backbone, smallest, pre_trained=False).layers) == layers
     (tmp_path / "weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     accepted = ["--backbone", backbone, f"--image-size={smallest}", "--weights", "weights.h5"]
     assert read(*accepted, f"--frozen-layers={layers}")["FROZEN_LAYERS"] == layers
@@ -356,6 +356,24 @@ def test_small_conv_net_has_no_imagenet_weights():
     with pytest.raises(InputError, match=r"`WEIGHTS` must be .*SmallConvNet.* Received: 'imagenet'"):
         read("--backbone", "SmallConvNet")
     assert read("--backbone", "SmallConvNet", "--weights", "none", "--image-size", 8)["IMAGE_SIZE"] == 8
+
+
+def test_a_keras_file_is_a_backbone_with_weights_of_its_own(tmp_path):
+    (tmp_path / "own.keras").write_bytes(b"PK\x03\x04")
+    assert read("--backbone", "own.keras", "--image-size", 8, "--frozen-layers", 999)["BACKBONE"] == "own.keras"
+    with pytest.raises(InputError, match=r"`WEIGHTS` must be \"imagenet\", which means those in the file"):
+        read("--backbone", "own.keras", "--weights", "none")
+    (tmp_path / "own.keras").write_bytes(b"something else")
+    for wrong in ("own.keras", "other.keras"):
+        with pytest.raises(InputError, match=r"`BACKBONE` must be one of .*existing \.keras file"):
+            read("--backbone", wrong)
+
+
+def test_a_file_of_pytorch_has_weights_for_torchvisions_backbones_alone(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"\x80\x02")
+    assert read("--backbone", "AlexNet", "--weights", "weights.pth", "--frozen-layers", 0)["WEIGHTS"] == "weights.pth"
+    with pytest.raises(InputError, match="`WEIGHTS` must be a file of Keras, unless BACKBONE is AlexNet or GoogLeNet"):
+        read("--weights", "weights.pth")
 
 
 # Files and folders

@@ -1,9 +1,13 @@
 """The backbones to choose from, known without importing Keras, which takes seconds."""
 
-# Name -> number of layers without the classifier, and smallest IMAGE_SIZE. SmallConvNet is in `fine_tune_model.py`; the
-# others are the constructors in keras.applications that support channels_first.
+TORCH_SUFFIXES = (".pth", ".pt")  # of files of weights that PyTorch has saved
+TORCHVISION = ("AlexNet", "GoogLeNet")  # the backbones whose weights may be in such a file
+# Name -> number of layers without the classifier, and smallest IMAGE_SIZE. The first three are in `pipeline/networks/`;
+# the others are the constructors in keras.applications that support channels_first.
 BACKBONES = {
     "SmallConvNet": (18, 8),
+    "AlexNet": (15, 63),
+    "GoogLeNet": (195, 15),
     "EfficientNetB0": (238, 32),
     "EfficientNetB1": (340, 32),
     "EfficientNetB2": (340, 32),

@@ -11,8 +11,9 @@ from pipeline.data.folders import check_folder
 from pipeline.data.held_out import held_out_classes
 from pipeline.data.image_list import BUILT_IN_DATASETS, TEST
 from pipeline.errors import InputError
-from pipeline.settings.backbones import BACKBONES
+from pipeline.settings.backbones import BACKBONES, TORCH_SUFFIXES, TORCHVISION
 
+HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"  # the beginning of such files; a .keras file is a zip archive
 TYPE_NAMES = {int: "an integer", float: "a number", str: "text", bool: "True or False"}
 
 
@@ -70,13 +71,17 @@ def _is_images(path):
     return os.path.isdir(path) or (os.path.isfile(path) and path.lower().endswith((".csv", ".tsv")))
 
 
-def _is_weights_file(path):
-    """Whether a file starts like HDF5 or like the zip archive that a `.keras` file is; False if it does not exist."""
+def _starts_with(path, *beginnings):
+    """Whether a file starts with one of these bytes; False if it does not exist."""
     try:
         with open(path, "rb") as file:
-            return file.read(8).startswith((b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"))
+            return file.read(8).startswith(beginnings)
     except (OSError, ValueError):
         return False
+
+
+def _is_weights_file(path):
+    return (path.endswith(TORCH_SUFFIXES) and os.path.isfile(path)) or _starts_with(path, HDF5, ZIP)
 
 
 RULES = {
@@ -97,11 +102,18 @@ RULES = {
         str, lambda value: bool(value.strip()), '"none", a number, or names of classes', "NUMBER|NAMES"
     ),
     "AUGMENT": _one_of("none", "shift", "shift_flip"),
-    "BACKBONE": Rule(str, lambda value: value in BACKBONES, f"one of {', '.join(BACKBONES)}", "NAME"),
+    "BACKBONE": Rule(
+        str,
+        lambda value: value in BACKBONES or (value.endswith(".keras") and _starts_with(value, ZIP)),
+        f"one of {', '.join(BACKBONES)}, or the path of an existing .keras file",
+        "NAME|PATH",
+        is_path=True,
+    ),
+    "PREPROCESSING": _one_of("auto", "none", "tf", "torch", "caffe"),
     "WEIGHTS": Rule(
         str,
         lambda value: value in ("imagenet", "none") or _is_weights_file(value),
-        '"imagenet", "none", or the path of an existing weights file (HDF5 or .keras)',
+        '"imagenet", "none", or the path of an existing weights file (HDF5, .keras or, of PyTorch, .pth)',
         "imagenet|none|PATH",
         is_path=True,
     ),
@@ -177,12 +189,22 @@ def check_together(values: dict[str, Any]) -> None:
         InputError: if two values, each allowed by itself, contradict each other.
     """
     backbone = values["BACKBONE"]
-    layers, smallest = BACKBONES[backbone]
+    layers, smallest = BACKBONES.get(backbone, (2**16, 1))  # those of a file show when it is loaded
     if values["IMAGE_SIZE"] < smallest:
         raise InputError(f"`IMAGE_SIZE` must be at least {smallest} for {backbone}. Received: {values['IMAGE_SIZE']}")
     if values["WEIGHTS"] != "none" and values["FROZEN_LAYERS"] > layers:
         raise InputError(
             f"`FROZEN_LAYERS` must be between 0 and {layers} for {backbone}. Received: {values['FROZEN_LAYERS']}"
+        )
+    if values["WEIGHTS"] == "none" and backbone not in BACKBONES:
+        raise InputError(
+            '`WEIGHTS` must be "imagenet", which means those in the file, or a weights file, since BACKBONE is a file. '
+            "Received: 'none'"
+        )
+    if values["WEIGHTS"].endswith(TORCH_SUFFIXES) and backbone not in TORCHVISION:
+        raise InputError(
+            f"`WEIGHTS` must be a file of Keras, unless BACKBONE is {' or '.join(TORCHVISION)}. "
+            f"Received: {values['WEIGHTS']!r} and {backbone}"
         )
     if values["WEIGHTS"] == "imagenet" and backbone == "SmallConvNet":
         raise InputError(

@@ -1,0 +1,1 @@
+"""The networks that images go through before the embedding head: Keras' own, others, and a user's."""
