@@ -300,6 +300,7 @@ def test_files_of_other_kinds_are_refused(tmp_path):
 
 def test_pytorch_is_not_imported(tmp_path):
     path = write(tmp_path / "weights.pth", "zip", state_dict(a=tensor((12,), (1,))))
-    code = "import sys; from pipeline.networks.torch_files import read_tensors as read; print(read(sys.argv[1])['a'].sum())"
+    code = "import sys; from pipeline.networks.torch_files import read_tensors"
+    code += "; print(read_tensors(sys.argv[1])['a'].sum())"
     result = run_python("-c", f"{code}; assert 'torch' not in sys.modules", str(path))
     assert result.stdout.strip() == "66.0", result.stderr
