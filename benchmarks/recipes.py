@@ -35,9 +35,11 @@ def optimizer(factor):
     return (
         "init.py",
         COMPILE,
-        f"""class Rates(keras.optimizers.Adam):
-        def update_step(self, gradient, variable, learning_rate):
-            is_head = variable.path.startswith(("embedding/", "pooled_batch_norm/"))
+        f"""head = [*model.get_layer("pooled_batch_norm").weights, *model.get_layer("embedding").weights]
+
+    class Rates(keras.optimizers.Adam):
+        def update_step(self, gradient, variable, learning_rate):  # TensorFlow is given the values of variables
+            is_head = any(variable is each or variable is each.value for each in head)
             step = keras.ops.cast(self.iterations, "float32")
             super().update_step(gradient, variable, learning_rate * ({factor}))
 

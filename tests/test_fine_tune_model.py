@@ -311,7 +311,9 @@ def test_a_backbone_that_is_mostly_frozen_raises_a_warning(capsys):
 
 
 def test_a_network_that_cannot_be_built_is_refused_in_one_sentence():
-    with pytest.raises(InputError, match=r"`BACKBONE` must be one of .*GoogLeNet.*ResNet50.*SmallConvNet.*Received: 'ResNet51'"):
+    with pytest.raises(
+        InputError, match=r"`BACKBONE` must be one of .*GoogLeNet.*ResNet50.*SmallConvNet.*Received: 'ResNet51'"
+    ):
         small_model(backbone="ResNet51")
     with pytest.raises(InputError, match=r"`FROZEN_LAYERS` must be between 0 and 18 for SmallConvNet. Received: 19"):
         small_model(frozen_layers=19)

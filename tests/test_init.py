@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from processes import ROOT, SCRIPT, run_python, run_script
 
+from pipeline.networks.backbone import small_conv_net
 from pipeline.run_folder import FILES
 
 # What makes a run fast and free of downloads, and lets so few images suffice. Other constants keep their defaults.
@@ -284,12 +285,14 @@ def test_the_merge_loss_trains_and_predicts_on_a_folder_split_by_its_owner(tmp_p
 
 
 def test_a_run_whose_test_classes_are_all_held_out(tmp_path):
-    """The usual protocol of metric learning."""
+    """The usual protocol of metric learning; with a network of the user's."""
+    small_conv_net((3, 16, 16)).save(tmp_path / "own.keras")
     write_images(tmp_path / "pictures" / "train", 12)
     write_images(tmp_path / "pictures" / "test", 8, seed=2)
     for name in STRIPES:
         (tmp_path / "pictures" / "test" / name).rename(tmp_path / "pictures" / "test" / f"new {name}")
-    done = run_script("--dataset", "pictures", *FAST, "--epochs", 1, cwd=tmp_path, **ONE_THREAD)
+    own = ["--backbone", "own.keras", "--weights", "imagenet", "--frozen-layers", 2, "--preprocessing", "tf"]
+    done = run_script("--dataset", "pictures", *FAST, *own, "--epochs", 1, cwd=tmp_path, **ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert "No known classes in the test" in report_of(tmp_path / "run")
     scores = scores_of(tmp_path / "run")

@@ -146,10 +146,12 @@ def test_the_constants_alone_are_the_values_and_a_whole_number_serves_as_a_float
 
 
 @pytest.mark.parametrize("name", VALUED)
-def test_a_value_of_the_command_line_wins_and_has_the_constants_type(name):
+def test_a_value_of_the_command_line_wins_and_has_the_constants_type(name, tmp_path):
+    (tmp_path / "own.keras").write_bytes(b"PK\x03\x04")
+    others = {"BACKBONE": "own.keras"} if name == "PREPROCESSING" else {}  # which allows all its values
     for text in CASES[name][1]:
-        expected = CONSTANTS | {name: type(CONSTANTS[name])(text)}
-        assert repr(read(option(name), text)) == repr(expected)
+        expected = CONSTANTS | others | {name: type(CONSTANTS[name])(text)}
+        assert repr(read(option(name), text, **others)) == repr(expected)
 
 
 def test_overwrite_is_a_flag():
@@ -361,6 +363,10 @@ def test_small_conv_net_has_no_imagenet_weights():
 def test_a_keras_file_is_a_backbone_with_weights_of_its_own(tmp_path):
     (tmp_path / "own.keras").write_bytes(b"PK\x03\x04")
     assert read("--backbone", "own.keras", "--image-size", 8, "--frozen-layers", 999)["BACKBONE"] == "own.keras"
+    own = read("--backbone", "own.keras", "--preprocessing", "caffe")
+    assert own["PREPROCESSING"] == "caffe"
+    with pytest.raises(InputError, match=r'`PREPROCESSING` must be "auto" unless BACKBONE is a \.keras file'):
+        read("--preprocessing", "caffe")
     with pytest.raises(InputError, match=r"`WEIGHTS` must be \"imagenet\", which means those in the file"):
         read("--backbone", "own.keras", "--weights", "none")
     (tmp_path / "own.keras").write_bytes(b"something else")

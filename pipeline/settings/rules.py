@@ -196,6 +196,11 @@ def check_together(values: dict[str, Any]) -> None:
         raise InputError(
             f"`FROZEN_LAYERS` must be between 0 and {layers} for {backbone}. Received: {values['FROZEN_LAYERS']}"
         )
+    if values["PREPROCESSING"] != "auto" and backbone in BACKBONES:
+        raise InputError(
+            f'`PREPROCESSING` must be "auto" unless BACKBONE is a .keras file: {backbone} has its own. '
+            f"Received: {values['PREPROCESSING']!r}"
+        )
     if values["WEIGHTS"] == "none" and backbone not in BACKBONES:
         raise InputError(
             '`WEIGHTS` must be "imagenet", which means those in the file, or a weights file, since BACKBONE is a file. '
