@@ -40,7 +40,7 @@ def main():
     keras_settings.apply()
     import keras
 
-    from pipeline.run_folder import checkpoint_paths
+    from pipeline.checkpoint_files import checkpoint_paths
     from pipeline.training.checkpoints import Checkpoints
 
     training, saving, sizes = [], [], []

@@ -1,6 +1,5 @@
 """The folder of a run: one run, one process at a time, and constants that do not change."""
 
-import contextlib
 import json
 import os
 import time
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, lock
+from pipeline.checkpoint_files import CROSS_ENTROPY_FOLDER, checkpoint_paths, remove_checkpoints
 from pipeline.data.image_list import BUILT_IN_DATASETS
 from pipeline.errors import InputError
 from pipeline.settings import process
@@ -24,7 +24,6 @@ ADDED = {
     "CONTROL": "none",
     "PREPROCESSING": "auto",
 }
-CROSS_ENTROPY_FOLDER = "cross_entropy"  # in the run folder, with the checkpoints of that training
 # The files of a run, except its checkpoints.
 FILES = (
     "report.txt",
@@ -172,29 +171,6 @@ def finish(folder: Path, report: str) -> None:
     """Writes the report, which marks a run as finished, and removes its checkpoints."""
     files.write_text(folder / "report.txt", report)
     remove_checkpoints(folder)
-
-
-def checkpoint_paths(folder: str | os.PathLike) -> list[Path]:
-    """Paths of a run's checkpoints, newest first."""
-    return sorted(Path(folder).glob("checkpoint-[0-9]*-[0-9]*.npz"), reverse=True)
-
-
-def remove_checkpoints(folder: str | os.PathLike, keep: int = 0, newest: Path | None = None) -> None:
-    """Removes the checkpoints of a run except `keep` of them: `newest` and those before it.
-
-    Checkpoints after `newest` are corrupt, or the run would have resumed from them; they are removed too. If none is
-    kept, those of the training with cross-entropy are removed too.
-    """
-    control = Path(folder, CROSS_ENTROPY_FOLDER)
-    if not keep and control.is_dir():
-        files.remove_partial_files(control)
-        remove_checkpoints(control)
-        with contextlib.suppress(OSError):  # files of somebody else
-            control.rmdir()
-    paths = checkpoint_paths(folder)
-    first = paths.index(newest) if newest else 0
-    for path in paths[:first] + paths[first + keep :]:
-        path.unlink(missing_ok=True)
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any] | None, str]:

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import pytest
 
+from pipeline.checkpoint_files import checkpoint_paths
 from pipeline.data.batches import Batches, classes_and_images, in_order
 from pipeline.data.splits import Images, in_parts, sample, split
 from pipeline.errors import InputError, Interrupted
 from pipeline.neighbours import nearest_neighbour_accuracy, predict_classes
-from pipeline.run_folder import checkpoint_paths
 from pipeline.training.callbacks import HistoryFile, ValidationAccuracy
 from pipeline.training.checkpoints import Checkpoints
 from triplet_loss_functions import InBatchTripletLoss

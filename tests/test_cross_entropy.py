@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+from pipeline.checkpoint_files import checkpoint_paths, remove_checkpoints
 from pipeline.data.batches import Batches, classes_and_images, random_triplets
 from pipeline.data.splits import Images
-from pipeline.run_folder import checkpoint_paths, remove_checkpoints
 from pipeline.training.cross_entropy import trained_classifier
 
 EPOCHS = 3

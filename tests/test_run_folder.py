@@ -10,7 +10,7 @@ import time
 import pytest
 from processes import ROOT, run_python
 
-from pipeline import lock, run_folder
+from pipeline import checkpoint_files, lock, run_folder
 from pipeline.errors import InputError
 from pipeline.finished_run import constants_of_finished
 from pipeline.settings.options import STARTED_WITH
@@ -53,7 +53,7 @@ def test_a_new_folder_has_no_report_and_gets_the_constants(tmp_path):
     (folder / CHECKPOINT).write_text("")
     finish(folder, "très bien")
     assert run_folder.finished_report(folder, CONSTANTS) == "très bien"
-    assert run_folder.checkpoint_paths(folder) == []
+    assert checkpoint_files.checkpoint_paths(folder) == []
 
 
 def test_a_finished_run_is_printed_unless_it_is_overwritten(tmp_path, capsys):
@@ -406,12 +406,12 @@ def test_checkpoints_are_listed_newest_first_and_all_but_the_newest_are_removed(
     names = ["checkpoint-00002-0000000.npz", "checkpoint-00001-0000100.npz", "checkpoint-00001-0000020.npz"]
     for name in [*reversed(names), "checkpoint-notes.npz"]:
         (tmp_path / name).write_text("")
-    assert [path.name for path in run_folder.checkpoint_paths(tmp_path)] == names
-    run_folder.remove_checkpoints(tmp_path, keep=2)
-    assert [path.name for path in run_folder.checkpoint_paths(tmp_path)] == names[:2]
-    run_folder.remove_checkpoints(tmp_path, keep=2, newest=tmp_path / names[1])  # names[0] is corrupt
-    assert [path.name for path in run_folder.checkpoint_paths(tmp_path)] == names[1:2]
-    run_folder.remove_checkpoints(tmp_path)
+    assert [path.name for path in checkpoint_files.checkpoint_paths(tmp_path)] == names
+    checkpoint_files.remove_checkpoints(tmp_path, keep=2)
+    assert [path.name for path in checkpoint_files.checkpoint_paths(tmp_path)] == names[:2]
+    checkpoint_files.remove_checkpoints(tmp_path, keep=2, newest=tmp_path / names[1])  # names[0] is corrupt
+    assert [path.name for path in checkpoint_files.checkpoint_paths(tmp_path)] == names[1:2]
+    checkpoint_files.remove_checkpoints(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-notes.npz"]
 
 

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 
 from pipeline import files
+from pipeline.checkpoint_files import checkpoint_paths, remove_checkpoints
 from pipeline.data.batches import Batches
 from pipeline.errors import InputError, Interrupted
-from pipeline.run_folder import checkpoint_paths, remove_checkpoints
 from pipeline.settings import process
 from pipeline.training import memory
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from pipeline.checkpoint_files import CROSS_ENTROPY_FOLDER
 from pipeline.data.batches import Batches
 from pipeline.data.splits import Images
-from pipeline.run_folder import CROSS_ENTROPY_FOLDER
 from pipeline.training.callbacks import TimeEstimate, ValidationAccuracy
 from pipeline.training.checkpoints import Checkpoints
 
