@@ -67,12 +67,12 @@ def measure_controls(
         del pixels
         began, features = time.monotonic(), {}
         for part, images in _parts(data):
-            features[part] = pooled_features(images)
+            features[part] = unit_length(pooled_features(images))
             if part == TRAIN:
                 seconds = max(LEAST_SECONDS, STEP * epochs * (time.monotonic() - began))
-        units = {part: unit_length(each) for part, each in features.items()}
-        methods[POOLED], _ = by_neighbours(units, data, neighbours)
+        methods[POOLED], _ = by_neighbours(features, data, neighbours)
         if "test" in features:
+            print("Fitting logistic regression on these features ...")
             of_train = features[TRAIN], data.train.labels, features[VALIDATION], data.validation.labels
             predicted = linear_predictions(*of_train, features["test"], seconds)
             if predicted is None:
@@ -81,7 +81,7 @@ def measure_controls(
                 )
             else:
                 methods[LINEAR] = _predicted(predicted, data)
-        return Controls(methods, notes, units["test" if "test" in units else "held_out"])
+        return Controls(methods, notes, features["test" if "test" in features else "held_out"])
 
     return _measured_once(folder / "controls.npz", measure)
 
