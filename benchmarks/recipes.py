@@ -102,6 +102,7 @@ FLIPPED = (
     """summed = predict(model, images) + predict(model, images._replace(images=images.images[..., ::-1]))
         return summed / (summed**2).sum(axis=1, keepdims=True) ** 0.5""",
 )
+SOFT_MERGE = "init.py", "MergeTripletLoss(MARGIN)", 'MergeTripletLoss("soft")'
 ACTIVE = "init.py", "MergeTripletLoss(MARGIN)", 'MergeTripletLoss(MARGIN, average="active")'
 RECIPES = {
     "defaults": Recipe(""),
@@ -147,6 +148,8 @@ RECIPES = {
     "merge, rate 3e-5": Recipe("--triplet-loss merge --epochs 1 --learning-rate 3e-5"),
     "merge, rate 3e-4": Recipe("--triplet-loss merge --epochs 1 --learning-rate 3e-4"),
     "merge, margin 1": Recipe("--triplet-loss merge --epochs 1 --margin 1"),
+    "merge, margin 2": Recipe("--triplet-loss merge --epochs 1 --margin 2"),
+    "merge, soft margin": Recipe("--triplet-loss merge --epochs 1", SOFT_MERGE),
     "merge, mean of the active triplets": Recipe("--triplet-loss merge --epochs 1", ACTIVE),
 }
 
