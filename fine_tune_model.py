@@ -72,7 +72,7 @@ def fine_tuned_models(
             f"`FROZEN_LAYERS` must be between 0 and {len(network.layers)} for {backbone}. Received: {frozen_layers}"
         )
 
-    if is_file(backbone) and preprocessing == "auto" and weights != "none" and not has_preprocessing(network):
+    if is_file(backbone) and preprocessing == "auto" and not has_preprocessing(network):
         print("BACKBONE gets pixels from 0 to 255, and has no layer that rescales them: is PREPROCESSING right?")
 
     images = keras.Input(input_shape, dtype="uint8", name="images")
@@ -106,26 +106,27 @@ def portable_model(
     image_size: int = 224,
     fit: str = "scale",
     backbone: str = "ResNet50",
-    preprocessing: str = "auto",
 ) -> keras.Model:
     """Builds the same network for every device: channels_last inside and float32, with the same images as input.
 
     TensorFlow has channels-first convolutions on few CPUs, and most backends are faster with channels_last there. A
-    backbone from a `.keras` file stays as it is.
+    model whose backbone comes from a `.keras` file is returned as it is.
 
     Args:
         model: what `fine_tuned_models` has built.
-        image_size, fit, backbone, preprocessing: as given to it.
+        image_size, fit, backbone: as given to it.
 
     Returns:
         `keras.Model` with the same weights, from uint8 images `(batch, *input_shape)` to the same embeddings.
     """
+    if is_file(backbone):
+        return model
     data_format, policy = keras.config.image_data_format(), keras.config.dtype_policy()
     keras.config.set_image_data_format("channels_last")
     keras.config.set_dtype_policy("float32")
     try:
         shape, size = model.input_shape[1:], model.output_shape[-1]
-        portable = fine_tuned_models(shape, image_size, fit, backbone, "none", 0, size, preprocessing)
+        portable = fine_tuned_models(shape, image_size, fit, backbone, "none", 0, size)
     finally:
         keras.config.set_image_data_format(data_format)
         keras.config.set_dtype_policy(policy)

@@ -144,7 +144,7 @@ def main():
     accuracy.load_best_weights()
 
     # Predict the classes of the test images by nearest neighbours on the embeddings.
-    model = portable_model(model, IMAGE_SIZE, FIT, BACKBONE, PREPROCESSING)  # it is saved, so its embeddings count
+    model = portable_model(model, IMAGE_SIZE, FIT, BACKBONE)  # it is saved, so its embeddings count
     after = results.measure_results(embed, data, neighbours, FALSE_REJECTION_RATE, SEED)
 
     # Report, and save everything.

@@ -211,9 +211,10 @@ def test_an_unfinished_run_is_not_resumed_with_other_images_weights_backend_or_p
     (tmp_path / "pictures" / "upright" / "007.png").write_bytes((place / "pictures/upright/008.png").read_bytes())
     done = run_script("--dataset", "pictures", *FAST, cwd=tmp_path, **ON_THE_CPU)
     assert done.returncode == 2
-    assert len(others) == 4
+    assert len(others) == 5
     named = (
-        f"other {images}, other content of the file WEIGHTS, other KERAS_BACKEND, other precision, other value range"
+        f"other {images}, other content of the file WEIGHTS, other content of the file BACKBONE, other KERAS_BACKEND, "
+        "other precision, other value range"
     )
     assert f"`RUN_FOLDER` 'run' has a run with {named}; " in done.stderr
     assert (tmp_path / "run" / "constants.json").read_text() == text

@@ -92,6 +92,7 @@ def test_a_notebook_stays_alive_and_can_run_the_script_again():
         "def main():\n"
         "    process.at_end(lambda: released.append('lock'))\n"
         "    with process.silent_interrupts():\n        signal.raise_signal(signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored by what a script runs in background
         "for _ in range(2):\n"
         "    try:\n        process.run(main)\n"
         "    except SystemExit as error:\n        print(error.code, released, os.environ['MPLBACKEND'], file=shown)\n"
@@ -148,9 +149,12 @@ def handlers():
         raise AssertionError("the handler before")
 
     before = {number: signal.signal(number, own) for number in (signal.SIGINT, signal.SIGTERM)}
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL) if hasattr(signal, "SIGHUP") else None  # under nohup
     yield lambda: [signal.getsignal(number) is own for number in before]
     for number, handler in before.items():
         signal.signal(number, handler)
+    if hangup is not None:
+        signal.signal(signal.SIGHUP, hangup)
 
 
 IMPORTS_OF_KERAS = {
