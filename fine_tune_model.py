@@ -229,11 +229,8 @@ def _pooling(axes, data_format):
 
 
 def _batch_normalisations(network):
-    for layer in network.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            yield layer
-        elif isinstance(layer, keras.Model):
-            yield from _batch_normalisations(layer)
+    """Those of nested models and inside other layers too, for which Keras has no public method."""
+    return [layer for layer in network._flatten_layers() if isinstance(layer, layers.BatchNormalization)]
 
 
 def _load_weights(path, network, model):

@@ -19,10 +19,8 @@ from pipeline.report.methods import Method, by_neighbours
 RAW_PIXELS, POOLED = "raw pixels", "pooled features"
 LINEAR = "logistic regression"
 CROSS_ENTROPY, CROSS_ENTROPY_FEATURES = "cross-entropy", "cross-entropy features"
-STEP, LEAST_SECONDS = (
-    3,
-    60,
-)  # a training step takes about three times a prediction; and what a linear classifier may take
+STEP = 3  # a training step takes about three times as long as a prediction
+LEAST_SECONDS = 60  # that a linear classifier may always take
 
 
 class Controls(NamedTuple):
