@@ -96,8 +96,10 @@ def fine_tuned_models(
     for layer in network.layers[:frozen_layers]:
         layer.trainable = False
     if frozen_layers > len(network.layers) / 2:
-        remaining = len(network.layers) - frozen_layers
-        print(f"Warning: with FROZEN_LAYERS = {frozen_layers}, only {remaining} layers of {backbone} train.")
+        remaining = (
+            f"only {len(network.layers) - frozen_layers} layers" if frozen_layers < len(network.layers) else "no layer"
+        )
+        print(f"Warning: with FROZEN_LAYERS = {frozen_layers}, {remaining} of {backbone} and the embedding head train.")
     return model
 
 

@@ -5,7 +5,8 @@
 
 What follows `--` is given to every run. A recipe adds options, or changes the code where there is no constant.
 All runs use copies of the code as it was at the first start, so that it can be edited meanwhile. The same command
-resumes: a finished run is not repeated. The table has the mean over the seeds, and the lowest and the highest.
+resumes: a finished run is not repeated. RESULTS_FOLDER/table.md, written after each run, has the mean over the seeds,
+and the lowest and the highest.
 """
 
 import argparse
@@ -195,6 +196,13 @@ def scores_of(name, recipe, seed, results, options):
     return [after[name] for name in SCORES] + [float(times.read_text())]
 
 
+def table(scores, options):
+    """The recipes that have been run, with their mean, lowest and highest scores."""
+    lines = [f"Options: `{' '.join(options)}`", "", f"| recipe | runs | {' | '.join(SCORES)} | seconds |"]
+    lines += ["|---" * (len(SCORES) + 3) + "|", *(row(name, rows) for name, rows in scores.items() if rows)]
+    return "\n".join(lines) + "\n"
+
+
 def row(name, rows):
     columns = list(zip(*rows, strict=True))
     cells = [f"{sum(each) / len(each):.3f} ({min(each):.3f} to {max(each):.3f})" for each in columns[:-1]]
@@ -202,26 +210,38 @@ def row(name, rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        usage="%(prog)s RESULTS [--seeds N] [--only STARTS] -- OPTIONS OF init.py",
+        epilog=f"Recipes: {'; '.join(RECIPES)}",
+    )
     parser.add_argument("results", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", default="", help="starts of names, with commas")
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     given, options = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
     chosen = [name for name in RECIPES if name.startswith(tuple(given.only.split(",")))]
+    if not chosen:
+        parser.error(f"no recipe's name starts with {given.only!r}")
+    stored = given.results / "options.json"
+    if stored.exists() and (before := json.loads(stored.read_text())) != options:
+        parser.error(f"{given.results} has runs with other options: {' '.join(before)}")
+    _parent(stored).write_text(json.dumps(options))
     scores = {name: [] for name in chosen}
-    for seed in range(given.seeds):
-        for number, name in enumerate(chosen):
-            began = time.monotonic()
-            result = scores_of(name, RECIPES[name], seed, given.results, options)
-            outcome = row(name, [result]) if result else f"{name} failed: see its log"
-            done, all_runs = seed * len(chosen) + number + 1, len(chosen) * given.seeds
-            print(f"{done} of {all_runs}, {time.monotonic() - began:.0f} s: {outcome}", flush=True)
-            scores[name] += [result] if result else []
-    print(f"\n| recipe | runs | {' | '.join(SCORES)} | seconds |\n|{'---|' * (len(SCORES) + 3)}")
-    for name, rows in scores.items():
-        if rows:
-            print(row(name, rows))
+    runs, failed, began = [(seed, name) for seed in range(given.seeds) for name in chosen], [], time.monotonic()
+    for done, (seed, name) in enumerate(runs, 1):
+        result = scores_of(name, RECIPES[name], seed, given.results, options)
+        if result:
+            scores[name].append(result)
+        else:
+            failed.append(str(given.results / name.replace(" ", "-") / f"{seed}.log"))
+        left = (time.monotonic() - began) / done * (len(runs) - done) / 60
+        outcome = row(name, [result]) if result else f"{name} failed, see {failed[-1]}"
+        print(f"{done} of {len(runs)}, about {left:.0f} min left: {outcome}", flush=True)
+        (given.results / "table.md").write_text(table(scores, options))
+    print(f"\n{table(scores, options)}")
+    if failed:
+        sys.exit(f"Failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Everything that classifies, from pixels to answers, as one file for serving: ONNX or a SavedModel."""
 
-import importlib
 import json
 import os
 import shutil
@@ -85,9 +84,6 @@ def export(classifier: Classifier, path: str) -> None:
     """
     is_onnx = Path(path).suffix.lower() == ".onnx"
     check_export_path(path)
-    if is_onnx:
-        for package in ("onnx", "onnxruntime"):
-            _check_package(package)
     images = keras.Input(classifier.model.input_shape[1:], dtype="uint8", name="images")
     model = keras.Model(images, NearestReferences(classifier)(classifier.model(images)))
     model(np.zeros((1, *model.input_shape[1:]), "uint8"))  # Keras exports only models that have been called
@@ -116,14 +112,6 @@ def export(classifier: Classifier, path: str) -> None:
         f"Exported to {path}: images, uint8 RGB of shape (batch, 3, {height}, {width}), to {', '.join(OUTPUTS)}. "
         f"Its answers for {TRIED} images equal those of Python."
     )
-
-
-def _check_package(name):
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        packages = "pip install onnx onnxruntime tf2onnx (PyTorch needs no tf2onnx)"
-        raise InputError(f"`--export` of ONNX needs the package {name}: {packages}") from error
 
 
 def _onnx_function(path, classifier):

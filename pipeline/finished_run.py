@@ -1,6 +1,7 @@
 """A finished run and the path of an export, checked before Keras is imported, which takes seconds."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def constants_of_finished(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def check_export_path(path: str | None) -> None:
-    """Raises InputError unless a path ends with `.onnx`, or can be a new folder without a suffix; None is allowed."""
+    """Raises InputError unless a path ends with `.onnx`, or can be a new folder without a suffix; None is allowed.
+
+    Also if a package that writes or checks ONNX is missing.
+    """
     if path is None:
         return
     is_onnx = Path(path).suffix.lower() == ".onnx"
@@ -52,3 +56,7 @@ def check_export_path(path: str | None) -> None:
         )
     if not os.access(Path(path).absolute().parent, os.W_OK):
         raise InputError(f"`--export` must be in an existing folder that is writable. Received: {path!r}")
+    missing = [name for name in ("onnx", "onnxruntime") if is_onnx and find_spec(name) is None]
+    if missing:
+        packages = "pip install onnx onnxruntime tf2onnx (PyTorch needs no tf2onnx)"
+        raise InputError(f"`--export` of ONNX needs the package {missing[0]}: {packages}")

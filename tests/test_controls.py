@@ -123,7 +123,7 @@ def test_logistic_regression_is_compared_if_there_are_test_images(measured):
     if len(data.test.labels):
         method = controls.methods["logistic regression"]
         train, validation, test = (unit(embed(each)) for each in (TRAIN, VALIDATION, TEST))
-        predicted = linear_predictions(train, TRAIN.labels, validation, VALIDATION.labels, test, 60)
+        predicted, _ = linear_predictions(train, TRAIN.labels, validation, VALIDATION.labels, test, 60)
         np.testing.assert_array_equal(method.correct, predicted == TEST.labels)
         assert method.known == {"accuracy": pytest.approx(np.mean(predicted == TEST.labels))} and method.unseen == {}
 

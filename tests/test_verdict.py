@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
-from pipeline.report.verdict import interval, verdict
+from pipeline.report.verdict import accuracy_interval, interval, verdict
 
 
 def right(count, first, last):
@@ -43,15 +43,27 @@ def test_triplet_loss_did_not_beat_the_best_of_the_others():
         ((0, 55), (0, 50)),  # on five, all in its favour: by chance in 1 of 16 cases, in one direction or the other
         ((10, 70), (0, 55)),  # on 25 of which 15 are in its favour
         ((0, 50), (0, 52)),  # worse, on two images
-        ((0, 50), (0, 50)),  # no difference at all
-        ((0, 100), (0, 100)),
-        ((0, 0), (0, 0)),
     ],
 )
 def test_the_test_set_is_too_small_to_tell(ours, other):
     found = compared(ours, 100, worse=(0, 0), other=other)
     assert found.sentence.startswith("100 test images are too few to tell triplet loss from the best of the others")
     assert found.interval[0] <= found.difference <= found.interval[1]
+
+
+@pytest.mark.parametrize("right_about", [0, 50, 100])
+def test_methods_that_are_right_about_the_same_images_do_not_differ(right_about):
+    found = compared((0, right_about), 100, worse=(0, 0), other=(0, right_about))
+    assert "no difference" in found.sentence and "too few" not in found.sentence
+    assert f"{right_about} of 100" in found.sentence and found.interval == (0, 0)
+
+
+def test_an_accuracy_of_0_or_1_is_not_certain():
+    for correct in (np.ones(20, bool), np.zeros(20, bool)):
+        exact = binomtest(int(correct.sum()), 20).proportion_ci(0.95, "exact")  # Clopper and Pearson's
+        assert accuracy_interval(correct, 0) == pytest.approx((exact.low, exact.high))
+    mixed = right(20, 0, 13)
+    assert accuracy_interval(mixed, 3) == interval(mixed, 3)
 
 
 @pytest.mark.parametrize(("more", "word"), [(5, "too few"), (6, "beat")])

@@ -27,7 +27,7 @@ def load(path: str, image_size: int) -> keras.Model:
         with warnings.catch_warnings(action="ignore"):
             network = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many types, also for layers that this process does not know
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split()).split(". ")[0][:300] or type(error).__name__
         raise InputError(
             "`BACKBONE` must be a file that Keras can load in safe mode, with layers of Keras alone or of packages "
             f"that main imports. Received: {path!r} ({reason})"
@@ -35,7 +35,14 @@ def load(path: str, image_size: int) -> keras.Model:
     inputs, outputs = (getattr(network, name, None) or [] for name in ("inputs", "outputs"))
     shapes = [tuple(each.shape) for each in inputs], [tuple(each.shape) for each in outputs]
     sides = _sides(shapes[0][0]) if len(inputs) == 1 else None
-    if sides is None or len(outputs) != 1 or len(shapes[1][0]) not in (2, 3, 4) or None in shapes[1][0][-1:]:
+    is_plain = hasattr(getattr(network, "input", None), "shape") and hasattr(getattr(network, "output", None), "shape")
+    if (
+        sides is None
+        or not is_plain
+        or len(outputs) != 1
+        or len(shapes[1][0]) not in (2, 3, 4)
+        or None in shapes[1][0][-1:]
+    ):
         raise InputError(
             "`BACKBONE` must be a network with one input, images of shape (batch, height, width, 3) or (batch, 3, "
             "height, width), and one output, features of shape (batch, size), (batch, tokens, size) or (batch, height, "
@@ -46,6 +53,11 @@ def load(path: str, image_size: int) -> keras.Model:
         advice = f"`IMAGE_SIZE` must be {height} for it" if height == width else "its images must be square"
         raise InputError(
             f"`BACKBONE` {path!r} takes images of {height}×{width} pixels: {advice}. Received: {image_size}"
+        )
+    if getattr(network.layers[-1], "activation", None) is keras.activations.softmax:
+        print(
+            f"Warning: BACKBONE {path!r} ends with a softmax: its outputs are probabilities of its own classes. "
+            "Features of a layer before it are usually better."
         )
     return network
 

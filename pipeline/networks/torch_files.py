@@ -51,7 +51,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             file.seek(0)
             content, numbers = read(file, size)
         if not isinstance(content, dict) or not all(isinstance(each, Tensor) for each in content.values()):
-            raise ValueError("it has other objects than named tensors")
+            raise ValueError("it has other objects than named tensors; of a checkpoint, save its state_dict alone")
         return {name: _as_array(tensor, numbers.get(tensor.storage.key, ())) for name, tensor in content.items()}
     except Exception as error:  # a damaged file can raise any type
         is_clear = isinstance(error, (ValueError, OSError, zipfile.BadZipFile))

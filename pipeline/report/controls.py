@@ -13,7 +13,7 @@ import numpy as np
 from pipeline import files
 from pipeline.data.image_list import PARTS, TRAIN, VALIDATION
 from pipeline.data.splits import DataSet, Images
-from pipeline.report.linear import linear_predictions
+from pipeline.report.linear import STRENGTHS, linear_predictions
 from pipeline.report.methods import Method, by_neighbours
 
 RAW_PIXELS, POOLED = "raw pixels", "pooled features"
@@ -72,13 +72,18 @@ def measure_controls(
         if "test" in features:
             print("Fitting logistic regression on these features ...")
             of_train = features[TRAIN], data.train.labels, features[VALIDATION], data.validation.labels
-            predicted = linear_predictions(*of_train, features["test"], seconds)
-            if predicted is None:
+            result = linear_predictions(*of_train, features["test"], seconds)
+            if result is None:
                 notes.append(
                     "Logistic regression on the pooled features is skipped: it takes longer than the training."
                 )
             else:
-                methods[LINEAR] = _predicted(predicted, data)
+                methods[LINEAR] = _predicted(result[0], data)
+                if result[1] < len(STRENGTHS):
+                    notes.append(
+                        f"Logistic regression has tried {result[1]} of {len(STRENGTHS)} regularisation strengths: "
+                        "more would take longer than the training."
+                    )
         return Controls(methods, notes, features["test" if "test" in features else "held_out"])
 
     return _measured_once(folder / "controls.npz", measure)

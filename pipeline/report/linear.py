@@ -19,7 +19,7 @@ def linear_predictions(
     validation_labels: np.ndarray,
     queries: np.ndarray,
     seconds: float,
-) -> np.ndarray | None:
+) -> tuple[np.ndarray, int] | None:
     """Predicts classes by scikit-learn's LogisticRegression on standardised features.
 
     Of six strengths of its regularisation, the one with the highest accuracy on the validation images is used; of equal
@@ -34,21 +34,24 @@ def linear_predictions(
         seconds: float, how long it may take.
 
     Returns:
-        Classes, shape `(n_queries,)`; None if it takes longer.
+        Tuple of classes, shape `(n_queries,)`, and the number of strengths that there was time for; None if it is 0.
     """
     scaler = StandardScaler().fit(train)
     train, validation, queries = (scaler.transform(each) for each in (train, validation, queries))
-    end, best, predicted = time.monotonic() + seconds, -1.0, None
+    end, best, result = time.monotonic() + seconds, -1.0, None
     model = LogisticRegression(max_iter=STEPS_AT_ONCE, warm_start=True)
-    for model.C in STRENGTHS:
+    for tried, model.C in enumerate(STRENGTHS, 1):
         while True:
             with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
                 model.fit(train, train_labels)
-            if time.monotonic() > end:
-                return None
             if model.n_iter_.max() < STEPS_AT_ONCE:
                 break
+            if time.monotonic() > end:
+                return result
         accuracy = float(np.mean(model.predict(validation) == validation_labels))
         if accuracy > best:
             best, predicted = accuracy, model.predict(queries)
-    return predicted
+        result = predicted, tried
+        if time.monotonic() > end:
+            break
+    return result

@@ -12,7 +12,7 @@ from pipeline.report.controls import CROSS_ENTROPY, Controls
 from pipeline.report.methods import TRIPLET_LOSS
 from pipeline.report.results import Results
 from pipeline.report.tables import class_report, table
-from pipeline.report.verdict import interval, verdict
+from pipeline.report.verdict import accuracy_interval, verdict
 
 # Of the mean squared distance between embeddings, which is 2 for vectors in random directions. Where it is smaller, two
 # random images are 30 times nearer than the default MARGIN separates classes, and the nearest ones nearly arbitrary.
@@ -52,7 +52,10 @@ def print_report(
     methods = {**controls.methods, TRIPLET_LOSS: results.method}
     everything, text, printed = {}, "", ""
     if tested:
-        known = {name: {**each.known, "95% interval": interval(each.correct, seed)} for name, each in methods.items()}
+        known = {
+            name: {**each.known, "95% interval": accuracy_interval(each.correct, seed)}
+            for name, each in methods.items()
+        }
         text, printed, per_class = class_report(data.test.labels, results.predicted, class_names, "After training")
         everything = {**known, "classes": dict(zip(class_names, per_class, strict=True))}
     unknown = {"threshold": results.threshold, "false rejection rate": rate, **results.unknown}

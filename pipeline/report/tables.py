@@ -27,8 +27,9 @@ def class_report(
     measures = precision_recall_fscore_support(labels, predicted, **of_classes)
     per_class = [dict(zip(MEASURES, map(float, values), strict=True)) for values in zip(*measures, strict=True)]
     totals = {"accuracy": ["", "", f"{np.mean(labels == predicted):.4f}", f"{len(labels)}"]}
+    of_tested = of_classes | {"labels": np.unique(labels)}  # the others have no recall
     for average in ("macro", "weighted"):
-        *values, _ = precision_recall_fscore_support(labels, predicted, **of_classes, average=average)
+        *values, _ = precision_recall_fscore_support(labels, predicted, **of_tested, average=average)
         totals[f"{average} avg"] = [*(f"{value:.4f}" for value in values), f"{len(labels)}"]
     replaced = [f"{text}  {name}" for text, name in replaced_names(class_names).items()]
     text = f"{title}, per class\n\n" + _class_table(class_names, per_class, range(len(class_names)), totals)

@@ -45,6 +45,22 @@ def interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def accuracy_interval(correct: np.ndarray, seed: int) -> tuple[float, float]:
+    """95% interval of the fraction of images that a method is right about.
+
+    The bootstrap; or, if it is right about all images or none, of which the bootstrap would be sure, the exact interval
+    (Clopper and Pearson 1934).
+
+    Args:
+        correct: bool, one for each image, shape `(n,)`.
+        seed: int.
+    """
+    fewest = 0.025 ** (1 / len(correct))
+    if correct.all():
+        return fewest, 1.0
+    return interval(correct, seed) if correct.any() else (0.0, 1 - fewest)
+
+
 def verdict(correct: dict[str, np.ndarray], score: str, seed: int) -> Verdict:
     """Compares triplet loss with the best of the other methods, on the same images.
 
@@ -69,6 +85,9 @@ def verdict(correct: dict[str, np.ndarray], score: str, seed: int) -> Verdict:
     elif certain and high < 0:
         text = f"{ours} did not beat {best}, which is better by {_points(-difference, score)} "
         text += f"(95% interval {-100 * high:.1f} to {-100 * low:.1f})."
+    elif not differences.any():
+        text = f"{ours} and the best of the others, {best}, are right about the same test images, "
+        text += f"{correct[ours].sum():,} of {count:,}: there is no difference."
     else:
         text = f"{count:,} test images are too few to tell {ours} from the best of the others, {best}: "
         text += f"the difference is {_points(difference, score)} ({width})."
