@@ -307,7 +307,10 @@ def test_a_backbone_that_is_mostly_frozen_raises_a_warning(capsys):
     small_model(frozen_layers=9)
     assert capsys.readouterr().out == ""
     small_model(frozen_layers=15)
-    assert "Warning: with FROZEN_LAYERS = 15, only 3 layers of SmallConvNet train" in capsys.readouterr().out
+    assert (
+        "Warning: with FROZEN_LAYERS = 15, only 3 layers of SmallConvNet and the embedding head train"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_network_that_cannot_be_built_is_refused_in_one_sentence():

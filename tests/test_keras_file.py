@@ -139,6 +139,11 @@ def two_outputs():
     return keras.Model(raw, [LAYERS.Flatten()(raw), raw])
 
 
+def output_in_a_dict():
+    raw = keras.Input((12, 12, 3))
+    return keras.Model(raw, {"features": LAYERS.Flatten()(raw)})
+
+
 def of_shape(shape, layer):
     raw = keras.Input(shape)
     return keras.Model(raw, layer(raw))
@@ -147,6 +152,7 @@ def of_shape(shape, layer):
 MISFITS = {
     "two inputs": (two_inputs, r"from \(any, 12, 12, 3\) and \(any, 12, 12, 3\) to"),
     "two outputs": (two_outputs, r"to \(any, 432\) and \(any, 12, 12, 3\)"),
+    "output in a dict": (output_in_a_dict, r"to a dict of \(any, 432\)"),
     "grey images": (lambda: of_shape((12, 12, 1), LAYERS.Flatten()), r"from \(any, 12, 12, 1\) to \(any, 144\)"),
     "vectors as input": (lambda: of_shape((432,), LAYERS.Dense(4)), r"from \(any, 432\) to \(any, 4\)"),
     "five axes": (lambda: of_shape((12, 12, 3), LAYERS.Reshape((2, 6, 12, 3))), r"to \(any, 2, 6, 12, 3\)"),
@@ -159,6 +165,12 @@ def test_a_network_of_another_kind_is_refused_with_its_shapes(kind, tmp_path):
     network, expected = MISFITS[kind]
     with pytest.raises(InputError, match=rf"^`BACKBONE` .*{expected}"):
         load(saved(network(), tmp_path), 12)
+
+
+def test_probabilities_of_classes_as_features_are_warned_of(tmp_path, capsys):
+    layers = [keras.Input((12, 12, 3)), LAYERS.Flatten(), LAYERS.Dense(4, "softmax")]
+    load(saved(keras.Sequential(layers), tmp_path), 12)
+    assert "Warning: BACKBONE" in (printed := capsys.readouterr().out) and "softmax" in printed
 
 
 def test_code_in_a_file_does_not_run(tmp_path):

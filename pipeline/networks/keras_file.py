@@ -35,18 +35,13 @@ def load(path: str, image_size: int) -> keras.Model:
     inputs, outputs = (getattr(network, name, None) or [] for name in ("inputs", "outputs"))
     shapes = [tuple(each.shape) for each in inputs], [tuple(each.shape) for each in outputs]
     sides = _sides(shapes[0][0]) if len(inputs) == 1 else None
-    is_plain = hasattr(getattr(network, "input", None), "shape") and hasattr(getattr(network, "output", None), "shape")
-    if (
-        sides is None
-        or not is_plain
-        or len(outputs) != 1
-        or len(shapes[1][0]) not in (2, 3, 4)
-        or None in shapes[1][0][-1:]
-    ):
+    of = [_container(network, name) for name in ("input", "output")]
+    fits = sides is not None and not any(of) and len(outputs) == 1
+    if not fits or len(shapes[1][0]) not in (2, 3, 4) or shapes[1][0][-1] is None:
         raise InputError(
             "`BACKBONE` must be a network with one input, images of shape (batch, height, width, 3) or (batch, 3, "
             "height, width), and one output, features of shape (batch, size), (batch, tokens, size) or (batch, height, "
-            f"width, channels). Received: {path!r}, from {_text(shapes[0])} to {_text(shapes[1])}"
+            f"width, channels). Received: {path!r}, from {of[0]}{_text(shapes[0])} to {of[1]}{_text(shapes[1])}"
         )
     if any(side not in (None, image_size) for side in sides):
         height, width = sides
@@ -68,6 +63,12 @@ def has_preprocessing(network: keras.Model) -> bool:
         isinstance(layer, NORMALISING) or (isinstance(layer, keras.Model) and has_preprocessing(layer))
         for layer in network.layers
     )
+
+
+def _container(network, name):
+    """What holds the only input or output if it is no tensor, such as `"a dict of "`."""
+    value = getattr(network, name, None)
+    return f"a {type(value).__name__} of " if isinstance(value, (dict, list, tuple)) and len(value) == 1 else ""
 
 
 def _sides(shape):
