@@ -111,7 +111,8 @@ def test_a_run_prints_what_its_user_needs_to_see(finished):
     for name in ("raw pixels", "pooled features", "triplet loss"):
         interval = r"[01]\.\d{3} to [01]\.\d{3}"
         assert re.search(rf"^{name} +[01]\.\d{{4}} +{interval}( +[01]\.\d{{4}}){{4}}$", done.stdout, re.MULTILINE)
-    assert "percentage points of accuracy" in done.stdout
+    sentence = scores_of(finished[0] / "run")["verdict"]["sentence"]
+    assert sentence in " ".join(done.stdout.split())
     assert done.stderr == ""
 
 
