@@ -45,6 +45,7 @@ WARM_UP = 0.1  # fraction of the steps in which the learning rate rises; then it
 NEIGHBOURS = 5  # nearest training images that vote for a test image's class
 CONTROL = "none"  # "cross_entropy" also fine-tunes the network as a classifier, to compare with; it doubles the time
 FALSE_REJECTION_RATE = 0.01  # fraction of images of known classes that may be called unknown; sets the threshold
+EXPORT_EMBEDDINGS = False  # True also writes embeddings.csv, and files for TensorBoard's projector
 PRECISION = "auto"  # "auto" is mixed_float16 on a GPU and float32 on a CPU; mixed_bfloat16 needs an Ampere GPU or newer
 SEED = 0  # of the split, the weights, the batches and the augmentation
 CHECKPOINT_MINUTES = 5.0  # minutes between checkpoints
@@ -71,7 +72,9 @@ def main():
         from pipeline.data.splits import at_most, checksum, sample
         from pipeline.neighbours import nearest_neighbour_accuracy
         from pipeline.references import References, trained_classes, write_references
-        from pipeline.report import controls, figures, results, scores
+        from pipeline.report import audit, controls, figures, results, scores
+        from pipeline.report.embedding_files import write_embeddings
+        from pipeline.report.page.page import Page
         from pipeline.training.alarms import TrainingAlarms
         from pipeline.training.callbacks import HistoryFile, PredictionProgress, TimeEstimate, ValidationAccuracy
         from pipeline.training.checkpoints import Checkpoints
@@ -85,7 +88,7 @@ def main():
     # Load and split the images.
     fractions = TEST_FRACTION, VALIDATION_FRACTION
     data = load_images(DATASET, IMAGE_SIZE, FIT, *fractions, SEED, UNREADABLE_IMAGES, SMALL_CLASSES, HELD_OUT_CLASSES)
-    train, validation, test, _, class_names, held_out_names, value_range = data
+    train, validation, _, _, class_names, held_out_names, value_range = data
     print_summary(data)
     neighbours = at_most("NEIGHBOURS", NEIGHBOURS, len(train.labels), "the number of training images")
 
@@ -115,7 +118,8 @@ def main():
     }
     folder = run_folder.start(RUN_FOLDER, constants, OVERWRITE, sources)
     backbone = keras.Model(model.inputs, model.get_layer("pooling").output)
-    before = controls.measure_controls(folder, partial(predict, backbone), data, neighbours, EPOCHS)
+    before = controls.measure_controls(folder, partial(predict, backbone), data, neighbours, EPOCHS, SEED)
+    audit.print_audit(before.findings, data, folder / "audit.csv")
 
     # Train with one of the two triplet losses, and keep the weights of the best epoch.
     if TRIPLET_LOSS == "in_batch":
@@ -136,11 +140,14 @@ def main():
         model, lambda: vote(embed(voting), voting.labels, embed(validation), validation.labels)
     )
     history = HistoryFile(folder / "history.csv")
+    page = Page(folder, constants, keras_settings.environment(), data, before)
+    progress = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: page.write_progress(history.columns()))
     alarms = TrainingAlarms(MARGIN, MINING if TRIPLET_LOSS == "in_batch" else "merge")
     states = {"accuracy": accuracy, "history": history, "alarms": alarms}
     checkpoints = Checkpoints(trained, metrics, batches, states, folder, CHECKPOINT_MINUTES)
     checkpoints.resume(OVERWRITE)
-    checkpoints.fit(EPOCHS, [keras.callbacks.TerminateOnNaN(), TimeEstimate(batches), accuracy, alarms, history])
+    callbacks = [keras.callbacks.TerminateOnNaN(), TimeEstimate(batches), accuracy, alarms, history, progress]
+    checkpoints.fit(EPOCHS, callbacks)
     accuracy.load_best_weights()
 
     # Predict the classes of the test images by nearest neighbours on the embeddings.
@@ -156,17 +163,14 @@ def main():
         model.save(path)
     references = References(after.references, train.labels, class_names, train.names, after.threshold)
     write_references(folder, references)
-    print("Drawing the figures ...")
-    shown, names = data.shown()
-    figures.training_curves(columns, folder / "training_curves.png")
-    figures.embedding_map(before.embeddings, after.embeddings, shown.labels, names, folder / "embedding_map.png", SEED)
-    if len(test.labels):
-        figures.confusion_matrix(test.labels, after.predicted, class_names, folder / "confusion_matrix.png")
-        figures.neighbour_page(
-            test, after.predicted, train, after.indices, class_names, folder / "neighbours.png", SEED
-        )
+    print("Writing the report page ...")
+    drawn = figures.some_images(len(after.embeddings), SEED)
+    places = [figures.map_places(each, drawn, SEED) for each in (before.embeddings, after.embeddings)]
+    page.write(columns, after, *places, drawn)
+    if EXPORT_EMBEDDINGS:
+        write_embeddings(folder, data, after, places[1], drawn)
     run_folder.finish(folder, report)
-    print(f"The model, its reference embeddings, the report and the figures are in {folder}/")
+    print(f"The model, its reference embeddings and the report are in {folder}/; open {folder / 'report.html'}")
     print(f"To classify new images: python classify.py {folder} IMAGE_OR_FOLDER")
 
 

@@ -26,6 +26,19 @@ def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tup
     return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(references).kneighbors(queries)
 
 
+def nearest_others(embeddings: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the nearest others of each of several embeddings by Euclidean distance, exactly.
+
+    Args:
+        embeddings: floats, shape `(n, embedding_size)`.
+        neighbours: int, at least 1 and below n.
+
+    Returns:
+        Tuple of distances and indices, nearest first, both of shape `(n, neighbours)`.
+    """
+    return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(embeddings).kneighbors()
+
+
 def vote(distances: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The class with most votes; of classes with equally many, the one with the smallest sum of distances.
 
@@ -164,9 +177,7 @@ def retrieval_scores(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.nda
     """
     if len(np.unique(labels)) < 2:
         return np.zeros(0, bool), {}
-    most = min(10, len(labels) - 1)
-    search = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(embeddings)
-    _, indices = search.kneighbors()  # without queries, no image is its own neighbour
+    _, indices = nearest_others(embeddings, min(10, len(labels) - 1))
     scores = _recall(labels[indices], labels)
     scores["MAP@R"] = mean_average_precision_at_r(embeddings, labels)
     return labels[indices[:, 0]] == labels, scores

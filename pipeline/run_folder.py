@@ -23,6 +23,7 @@ ADDED = {
     "FALSE_REJECTION_RATE": 0.01,
     "CONTROL": "none",
     "PREPROCESSING": "auto",
+    "EXPORT_EMBEDDINGS": False,
 }
 # The files of a run, except its checkpoints.
 FILES = (
@@ -32,8 +33,14 @@ FILES = (
     "references.npz",
     "history.csv",
     "training_curves.png",
+    "report.html",
+    "audit.csv",
+    "embeddings.csv",
+    "metadata.tsv",
+    "tensors.tsv",
+    "projector_config.pbtxt",
+    "embedding_map.png",  # of earlier versions, like the next two
     "confusion_matrix.png",
-    "embedding_map.png",
     "neighbours.png",
     "controls.npz",
     "controls.json",  # of earlier versions

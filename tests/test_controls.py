@@ -71,7 +71,7 @@ DATA = {
 def measured(request, tmp_path_factory):
     """The data set, the controls of a new run, and the content of their file."""
     folder = tmp_path_factory.mktemp("run")
-    result = measure_controls(folder, embed, DATA[request.param], 3, epochs=1)
+    result = measure_controls(folder, embed, DATA[request.param], 3, epochs=1, seed=0)
     assert [path.name for path in folder.iterdir()] == ["controls.npz"]
     return DATA[request.param], result, (folder / "controls.npz").read_bytes()
 
@@ -86,6 +86,7 @@ def assert_same_methods(methods, others):
 def assert_equal(controls, others):
     assert_same_methods(controls.methods, others.methods)
     assert controls.notes == others.notes
+    assert controls.findings == others.findings
     np.testing.assert_array_equal(controls.embeddings, others.embeddings)
 
 
@@ -123,7 +124,7 @@ def test_logistic_regression_is_compared_if_there_are_test_images(measured):
     if len(data.test.labels):
         method = controls.methods["logistic regression"]
         train, validation, test = (unit(embed(each)) for each in (TRAIN, VALIDATION, TEST))
-        predicted, _ = linear_predictions(train, TRAIN.labels, validation, VALIDATION.labels, test, 60)
+        predicted, _, _ = linear_predictions(train, TRAIN.labels, validation, VALIDATION.labels, test, 60)
         np.testing.assert_array_equal(method.correct, predicted == TEST.labels)
         assert method.known == {"accuracy": pytest.approx(np.mean(predicted == TEST.labels))} and method.unseen == {}
 
@@ -131,17 +132,17 @@ def test_logistic_regression_is_compared_if_there_are_test_images(measured):
 def test_logistic_regression_that_takes_too_long_is_skipped_with_a_note(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(controls_module, "linear_predictions", lambda *arguments: given.append(arguments[-1]))
-    controls = measure_controls(tmp_path, embed, BOTH, 3, epochs=10**9)
+    controls = measure_controls(tmp_path, embed, BOTH, 3, epochs=10**9, seed=0)
     assert list(controls.methods) == list(FEATURES)
     (note,) = controls.notes
     assert "skipped" in note and given[0] > 100  # seconds, of so many epochs
-    assert_equal(measure_controls(tmp_path, None, None, 3, 1), controls)
+    assert_equal(measure_controls(tmp_path, None, None, 3, 1, 0), controls)
 
 
 def test_a_resumed_run_reads_the_controls(measured, tmp_path, capsys):
     _, controls, content = measured
     (tmp_path / "controls.npz").write_bytes(content)
-    assert_equal(measure_controls(tmp_path, None, None, 3, 1), controls)  # nothing to measure with
+    assert_equal(measure_controls(tmp_path, None, None, 3, 1, 0), controls)  # nothing to measure with
     assert capsys.readouterr().out == ""
 
 
@@ -153,16 +154,16 @@ def test_missing_and_corrupt_controls_are_measured_again(damage, measured, tmp_p
         path.write_bytes(content)
         DAMAGE[damage](path)
         assert path.read_bytes() != content
-    again = measure_controls(tmp_path, embed, data, 3, 1)
+    again = measure_controls(tmp_path, embed, data, 3, 1, 0)
     assert "before training" in capsys.readouterr().out
     assert_equal(again, controls)
-    assert_equal(measure_controls(tmp_path, None, None, 3, 1), controls)  # the file is complete again
+    assert_equal(measure_controls(tmp_path, None, None, 3, 1, 0), controls)  # the file is complete again
 
 
 def test_a_single_held_out_image_is_no_error(tmp_path):
     """It has no other to be compared with, so it has no scores."""
     data = BOTH._replace(held_out=random_images(1, 4, first=3), held_out_names=["d"])
-    controls = measure_controls(tmp_path, embed, data, 3, 1)
+    controls = measure_controls(tmp_path, embed, data, 3, 1, 0)
     for name in FEATURES:
         assert controls.methods[name].unseen == {} and len(controls.methods[name].known) == 5
 

@@ -29,8 +29,8 @@ WRONG_TYPES = {
     str: [None, True, 2.5, ["none"]],  # an integer becomes text
     bool: [None, 1, "on", "true"],
 }
-# For each constant but OVERWRITE: values of the command line that are refused, some that are not, words of the message,
-# and what `--help` shows in place of a value.
+# For each constant that is not True or False: values of the command line that are refused, some that are not, words of
+# the message, and what `--help` shows in place of a value.
 CASES = {
     "DATASET": (
         ["", "cifar", __file__, "x" * 300],
@@ -102,7 +102,8 @@ CASES = {
     "CHECKPOINT_MINUTES": (["0", "-5", "inf", "soon"], ["0.1", "60"], ["above 0"], "FLOAT"),
     "RUN_FOLDER": (["", "  ", "a\0b"], ["runs/second", "my run"], ["folder"], "PATH"),
 }
-VALUED = [name for name in CONSTANTS if name != "OVERWRITE"]
+FLAGS = ("OVERWRITE", "EXPORT_EMBEDDINGS")
+VALUED = [name for name in CONSTANTS if name not in FLAGS]
 ANY_TEXT = "HELD_OUT_CLASSES"
 
 
@@ -130,11 +131,11 @@ def test_help_shows_each_constant_with_its_values_comment_and_default_in_the_wid
     done = run_script("--help", cwd=tmp_path, COLUMNS="80")
     assert (done.returncode, done.stderr) == (0, "")
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert set(CONSTANTS) == {*CASES, "OVERWRITE"}
+    assert set(CONSTANTS) == {*CASES, *FLAGS}
     shown = "".join(done.stdout.split())  # lines are broken at spaces and hyphens
     for name, _, comment in LINES:
         assert comment, name
-        metavar = CASES[name][3] if name in CASES else ",--no-overwrite"
+        metavar = CASES[name][3] if name in CASES else f",--no-{option(name)[2:]}"
         assert "".join(f"{option(name)} {metavar} {comment} (default: {CONSTANTS[name]})".split()) in shown
     assert [name for name in BACKBONES if not re.search(rf"\b{name}\b", done.stdout)] == []
     assert re.search(r"--constants FILE +JSON file", done.stdout)

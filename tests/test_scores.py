@@ -5,10 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from matplotlib import font_manager
 
 from pipeline.data.splits import DataSet, Images
-from pipeline.report import class_labels
+from pipeline.report.audit import ACROSS, Finding
 from pipeline.report.class_labels import display_width
 from pipeline.report.controls import Controls
 from pipeline.report.methods import Method
@@ -72,12 +71,14 @@ def measured(
         embeddings=np.zeros((1, 2)),
         predicted=np.array(predicted),
         indices=np.zeros((len(labels), 9), int),
+        known_distances=np.zeros(len(labels)),
+        unknown_distances=np.zeros(len(held_out)),
         method=ours,
         threshold=0.43219,
         unknown={name: value for name, value in UNKNOWN.items() if name not in missing},
         added=added if unseen else {},
     )
-    return data, Controls(methods, list(notes), np.zeros((1, 2))), results
+    return data, Controls(methods, list(notes), np.zeros((1, 2)), []), results
 
 
 def report(folder, warnings=(), names=tuple(CLASSES), labels=LABELS, predicted=PREDICTED, rate=0.01, **more):
@@ -225,8 +226,8 @@ def test_weights_of_a_run_that_knows_a_held_out_class_give_a_warning():
 def test_without_two_held_out_classes_the_report_has_no_scores_of_them(tmp_path):
     data = DataSet(*(Images(None, np.zeros(count, int)) for count in (9, 9, 0, 7)), ["a", "b"], ["c"])
     nothing = Method({}, {}, np.zeros(0, bool))
-    results = Results(None, None, np.zeros(0, int), None, nothing, 0.5, {"unknown rejected": 0.25}, {})
-    text = print_report(tmp_path, data, Controls({"raw pixels": nothing}, [], None), results, 5, 0.1, 0, [])
+    results = Results(None, None, np.zeros(0, int), None, None, None, nothing, 0.5, {"unknown rejected": 0.25}, {})
+    text = print_report(tmp_path, data, Controls({"raw pixels": nothing}, [], None, []), results, 5, 0.1, 0, [])
     assert "1, 7 images; recall and MAP@R need two classes" in text and "recall@1" not in text
     written = json.loads((tmp_path / "report.json").read_text())
     assert "triplet loss" not in written["held-out classes"] and "verdict" not in written
@@ -318,18 +319,16 @@ def test_columns_are_aligned_for_names_of_every_script(tmp_path):
     assert max(map(display_width, lines)) < 80
 
 
-@pytest.mark.parametrize("classes", [4, 40])
-def test_names_that_figures_show_as_numbers_are_listed(classes, tmp_path, capsys, monkeypatch):
-    only = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", only)
-    class_labels._fonts.cache_clear()
-    names = ["cat", "猫", "crème", "犬", *(f"class {number}" for number in range(4, classes))]
-    text = report(tmp_path, [], names, [0, 1, 2], [0, 1, 2])
-    class_labels._fonts.cache_clear()
-    assert "\n\nClass numbers in the figures\n\n#1  猫\n#3  犬\n\nAn image is called unknown" in text
-    printed = capsys.readouterr().out
-    assert ("#3  犬" in printed) == (classes == 4)
-    assert ("Classes that figures show with a number: 2; report.txt lists their names." in printed) == (classes == 40)
+def test_the_accuracy_without_test_images_that_are_near_duplicates_is_reported(tmp_path):
+    data, controls, results = measured()
+    pairs = [(0, "train"), (3, "validation"), (4, "test")]
+    controls.findings.extend(Finding(ACROSS, "test", index, part, 0, 0, 0.9) for index, part in pairs)
+    text = print_report(tmp_path, data, controls, results, 5, 0.01, 0, [])
+    left = np.delete(results.method.correct, [0, 3])
+    assert f"2 test images ({2 / len(LABELS):.1%}) have near duplicates" in text
+    assert f"without them, the accuracy of triplet loss is {left.mean():.4f}" in text
+    stored = json.loads((tmp_path / "report.json").read_text())["near duplicates"]
+    assert stored == {"test images": 2, "accuracy without them": pytest.approx(left.mean())}
 
 
 def unit_vectors(count, size, spread, seed=0):

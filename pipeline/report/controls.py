@@ -13,6 +13,7 @@ import numpy as np
 from pipeline import files
 from pipeline.data.image_list import PARTS, TRAIN, VALIDATION
 from pipeline.data.splits import DataSet, Images
+from pipeline.report.audit import Finding, find_doubted_labels, find_duplicates, find_far_images
 from pipeline.report.linear import STRENGTHS, linear_predictions
 from pipeline.report.methods import Method, by_neighbours
 
@@ -30,20 +31,28 @@ class Controls(NamedTuple):
         methods: dict from names to `Method`.
         notes: list of str, a sentence for each method that is missing.
         embeddings: the pooled features before training of the test images or, without any, of the held-out ones.
+        findings: list of `Finding`, what may be wrong with the images or labels.
     """
 
     methods: dict[str, Method]
     notes: list[str]
     embeddings: np.ndarray
+    findings: list[Finding]
 
 
 def measure_controls(
-    folder: Path, pooled_features: Callable[[Images], np.ndarray], data: DataSet, neighbours: int, epochs: int
+    folder: Path,
+    pooled_features: Callable[[Images], np.ndarray],
+    data: DataSet,
+    neighbours: int,
+    epochs: int,
+    seed: int,
 ) -> Controls:
     """Measures how well the classes of test images are predicted, and held-out classes told apart, without training.
 
     The methods are raw pixels and the network's pooled features, both by nearest neighbours, and logistic regression on
-    the pooled features, unless it would take longer than the training. The result is written to `controls.npz` in the
+    the pooled features, unless it would take longer than the training. By the same features the images and labels are
+    checked: see `audit`. The result is written to `controls.npz` in the
     run folder, and read from there when the run is resumed.
 
     Args:
@@ -53,6 +62,7 @@ def measure_controls(
         data: `DataSet`; `test` or `held_out` may be empty, not both.
         neighbours: int, how many training images vote.
         epochs: int, of the training.
+        seed: int, of the check.
 
     Returns:
         `Controls`.
@@ -60,8 +70,9 @@ def measure_controls(
 
     def measure():
         print("Measuring how well raw pixels do, and the network's features before training ...")
-        pixels = {part: raw_pixels(images) for part, images in _parts(data, without=(VALIDATION,))}
+        pixels = {part: raw_pixels(images) for part, images in _parts(data)}
         methods, notes = {RAW_PIXELS: by_neighbours(pixels, data, neighbours)[0]}, []
+        findings = find_duplicates(pixels, data, seed)
         del pixels
         began, features = time.monotonic(), {}
         for part, images in _parts(data):
@@ -69,22 +80,22 @@ def measure_controls(
             if part == TRAIN:
                 seconds = max(LEAST_SECONDS, STEP * epochs * (time.monotonic() - began))
         methods[POOLED], _ = by_neighbours(features, data, neighbours)
-        if "test" in features:
-            print("Fitting logistic regression on these features ...")
-            of_train = features[TRAIN], data.train.labels, features[VALIDATION], data.validation.labels
-            result = linear_predictions(*of_train, features["test"], seconds)
-            if result is None:
-                notes.append(
-                    "Logistic regression on the pooled features is skipped: it takes longer than the training."
-                )
-            else:
-                methods[LINEAR] = _predicted(result[0], data)
-                if result[1] < len(STRENGTHS):
-                    notes.append(
-                        f"Logistic regression has tried {result[1]} of {len(STRENGTHS)} regularisation strengths: "
-                        "more would take longer than the training."
-                    )
-        return Controls(methods, notes, features["test" if "test" in features else "held_out"])
+        print("Fitting logistic regression on these features ...")
+        of_train = features[TRAIN], data.train.labels
+        queries = features.get("test", features[VALIDATION])
+        fitted = linear_predictions(*of_train, features[VALIDATION], data.validation.labels, queries, seconds)
+        doubted = find_doubted_labels(*of_train, fitted[1], seed, seconds) if fitted else None
+        if fitted and "test" in features:
+            methods[LINEAR] = _predicted(fitted[0], data)
+        if fitted and fitted[2] < len(STRENGTHS):
+            tried = f"{fitted[2]} of {len(STRENGTHS)} regularisation strengths"
+            notes.append(f"Logistic regression has tried {tried}: more would take longer than the training.")
+        if doubted is None:
+            what = "The search for wrong labels" if fitted else "Logistic regression, with the search for wrong labels,"
+            notes.append(f"{what} is skipped: it takes longer than the training.")
+        findings += (doubted or []) + find_far_images(features)
+        shown = features["test" if "test" in features else "held_out"]
+        return Controls(methods, notes, shown, findings)
 
     return _measured_once(folder / "controls.npz", measure)
 
@@ -119,7 +130,7 @@ def measure_cross_entropy(
                 if part == "test":
                     methods[CROSS_ENTROPY] = _predicted(logits.argmax(axis=1), data)
             methods[CROSS_ENTROPY_FEATURES], _ = by_neighbours(features, data, neighbours)
-        return Controls(methods, [], np.zeros(0))
+        return Controls(methods, [], np.zeros(0), [])
 
     return _measured_once(folder / "cross_entropy.npz", measure).methods
 
@@ -147,12 +158,14 @@ def _measured_once(path, measure):
                 name: Method(known, unseen, stored[f"correct {name}"])
                 for name, (known, unseen) in scores["methods"].items()
             }
-            return Controls(methods, scores["notes"], stored["embeddings"])
+            findings = [Finding(*each) for each in scores["findings"]]
+            return Controls(methods, scores["notes"], stored["embeddings"], findings)
     except Exception:  # not there yet, or of an earlier version; or corrupt, which raises many types
         controls = measure()
     scores = {
         "methods": {name: (each.known, each.unseen) for name, each in controls.methods.items()},
         "notes": controls.notes,
+        "findings": controls.findings,
     }
     correct = {f"correct {name}": each.correct for name, each in controls.methods.items()}
     with files.open_atomic(path) as file:

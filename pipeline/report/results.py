@@ -22,6 +22,8 @@ class Results(NamedTuple):
         embeddings: of the test images or, without any, of the held-out ones.
         predicted: class of each test image, shape `(n_test,)`.
         indices: of each test image's nearest training images, nearest first, shape `(n_test, neighbours)`.
+        known_distances: from each test image to its nearest training image, shape `(n_test,)`.
+        unknown_distances: the same of the held-out images, shape `(n_held_out,)`.
         method: `Method`.
         threshold: float, the distance to the nearest training image above which an image is called unknown.
         unknown: what `unknown_scores` returns for test and held-out images.
@@ -32,6 +34,8 @@ class Results(NamedTuple):
     embeddings: np.ndarray
     predicted: np.ndarray
     indices: np.ndarray
+    known_distances: np.ndarray
+    unknown_distances: np.ndarray
     method: Method
     threshold: float
     unknown: dict[str, float]
@@ -69,7 +73,7 @@ def measure_results(
         shown, predicted, indices = features["held_out"], np.zeros(0, "int32"), np.zeros((0, neighbours), int)
         to_known = np.zeros(0)
     unknown = unknown_scores(to_known, to_unseen, threshold)
-    return Results(references, shown, predicted, indices, method, threshold, unknown, added)
+    return Results(references, shown, predicted, indices, to_known, to_unseen, method, threshold, unknown, added)
 
 
 def unknown_scores(known: np.ndarray, unknown: np.ndarray, threshold: float) -> dict[str, float]:

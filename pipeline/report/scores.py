@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline import files
 from pipeline.data.image_list import shortened
 from pipeline.data.splits import DataSet
+from pipeline.report.audit import duplicated_in_test
 from pipeline.report.controls import CROSS_ENTROPY, Controls
 from pipeline.report.methods import TRIPLET_LOSS
 from pipeline.report.results import Results
@@ -76,7 +77,6 @@ def print_report(
     decision = verdict(correct, "accuracy" if tested else "recall@1", seed) if correct else None
     if decision:
         everything["verdict"] = decision._asdict()
-    files.write_text(folder / "report.json", json.dumps(everything, indent=4) + "\n")
 
     end = _of_unknown(unknown, len(data.validation.labels)) + "\n"
     if len(data.held_out.labels):
@@ -85,14 +85,29 @@ def print_report(
     if tested:
         end += f"Test images, classified by the vote of {neighbours} nearest training images, or by a classifier\n\n"
         end += _table_of_scores(known) + "\n"
+        found = duplicated_in_test(controls.findings, len(results.predicted))
+        if found.any():
+            everything["near duplicates"], sentence = _without_duplicates(found, results.method.correct)
+            end += sentence
     else:
         end += "No known classes in the test: the scores of the held-out classes are those of the test images.\n"
     end += "".join(f"{note}\n" for note in controls.notes)
     if CROSS_ENTROPY not in methods:
         end += "Not compared: the same network fine-tuned with cross-entropy (--control cross_entropy).\n"
+    files.write_text(folder / "report.json", json.dumps(everything, indent=4) + "\n")
     end += "\n" + textwrap.fill(decision.sentence, 110) + "\n" if decision else ""
     print(f"\n{printed}{end}")
     return text + end
+
+
+def _without_duplicates(found, correct):
+    """How many test images have near duplicates in training, and the accuracy without them; also as a sentence."""
+    values = {"test images": int(found.sum())}
+    text = f"{found.sum():,} test images ({found.mean():.1%}) have near duplicates in training or validation"
+    if found.all():
+        return values, f"{text}.\n"
+    values["accuracy without them"] = float(correct[~found].mean())
+    return values, f"{text};\nwithout them, the accuracy of triplet loss is {values['accuracy without them']:.4f}.\n"
 
 
 def _of_unknown(unknown, validation_images):

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
-from pipeline.report.class_labels import display_width, replaced_names, table_names
+from pipeline.report.class_labels import display_width, table_names
 
 MEASURES = ("precision", "recall", "f1-score", "support")
 MOST, WORST = 30, 20  # with more than MOST classes, the WORST of them are printed
@@ -31,10 +31,7 @@ def class_report(
     for average in ("macro", "weighted"):
         *values, _ = precision_recall_fscore_support(labels, predicted, **of_tested, average=average)
         totals[f"{average} avg"] = [*(f"{value:.4f}" for value in values), f"{len(labels)}"]
-    replaced = [f"{text}  {name}" for text, name in replaced_names(class_names).items()]
     text = f"{title}, per class\n\n" + _class_table(class_names, per_class, range(len(class_names)), totals)
-    if replaced:
-        text += "\n".join(["Class numbers in the figures\n", *replaced]) + "\n\n"
     if len(class_names) <= MOST:
         return text, text, per_class
     tested = [number for number, values in enumerate(per_class) if values["support"]]
@@ -45,8 +42,6 @@ def class_report(
     printed += f"{others} other classes are not shown; report.txt and report.json in the run folder have all.\n"
     if len(tested) < len(class_names):
         printed += f"Classes without a test image: {len(class_names) - len(tested)}.\n"
-    if replaced:
-        printed += f"Classes that figures show with a number: {len(replaced)}; report.txt lists their names.\n"
     return text, printed + "\n", per_class
 
 

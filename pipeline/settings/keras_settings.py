@@ -9,9 +9,11 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -121,6 +123,21 @@ def set_precision(precision: str, image_size: int) -> str:
             f"(pip install jax; export KERAS_BACKEND=jax). Received: {backend} ({str(error)[:200]})"
         ) from error
     return policy
+
+
+def environment() -> dict[str, str]:
+    """The versions and the device that a run uses."""
+    import keras
+
+    backend = keras.backend.backend()
+    packages = {name: version(name) for name in ("keras", backend, "numpy", "scikit-learn")}
+    device = f"{keras.ops.zeros(1).device}, {os.cpu_count()} CPU cores, {platform.system()} on {platform.machine()}"
+    return {
+        "Python": platform.python_version(),
+        **packages,
+        "device": device,
+        "precision": keras.config.dtype_policy().name,
+    }
 
 
 def on_cpu() -> bool:

@@ -84,6 +84,8 @@ def _is_weights_file(path):
     return (path.endswith(TORCH_SUFFIXES) and os.path.isfile(path)) or _starts_with(path, HDF5, ZIP)
 
 
+_FLAG = Rule(bool, lambda value: True, TYPE_NAMES[bool], "")
+
 RULES = {
     "DATASET": Rule(
         str,
@@ -130,10 +132,11 @@ RULES = {
     "NEIGHBOURS": _integer_from(1),
     "CONTROL": _one_of("none", "cross_entropy"),
     "FALSE_REJECTION_RATE": _number_between(0, 1),
+    "EXPORT_EMBEDDINGS": _FLAG,
     "PRECISION": _one_of("auto", "float32", "mixed_float16", "mixed_bfloat16"),
     "SEED": Rule(int, lambda value: 0 <= value < 2**31, "an integer from 0 to below 2**31", "INT"),
     "CHECKPOINT_MINUTES": _number_between(0, 1e6),
-    "OVERWRITE": Rule(bool, lambda value: True, TYPE_NAMES[bool], ""),
+    "OVERWRITE": _FLAG,
     "RUN_FOLDER": Rule(
         str,
         lambda value: _is_path(value) and not _unset_variable(value),

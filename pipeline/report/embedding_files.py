@@ -1,0 +1,64 @@
+"""Embeddings as files for other tools: a CSV table, and the files of TensorBoard's projector."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import files
+from pipeline.data.splits import DataSet
+from pipeline.report.results import Results
+
+TABLE, METADATA, TENSORS, CONFIGURATION = FILES = (
+    "embeddings.csv",
+    "metadata.tsv",
+    "tensors.tsv",
+    "projector_config.pbtxt",
+)
+COLUMNS = ("path", "label", "split", "prediction", "x", "y")
+PROJECTOR = f'embeddings {{\n  tensor_path: "{TENSORS}"\n  metadata_path: "{METADATA}"\n}}\n'
+
+
+def write_embeddings(folder: Path, data: DataSet, results: Results, places: np.ndarray, numbers: np.ndarray) -> None:
+    """Writes `embeddings.csv`, and `tensors.tsv` and `metadata.tsv` for TensorBoard's projector.
+
+    Each has one row for each training and test image. `tensorboard --logdir RUN_FOLDER` shows the embeddings.
+
+    Args:
+        folder: path of the run folder.
+        data: `DataSet`.
+        results: `Results`.
+        places: of some test images on the map, shape `(n, 2)`; the columns `x` and `y` of the others are empty.
+        numbers: which test images they are, shape `(n,)`; without any test images, held-out images.
+
+    Raises:
+        InputError: if a file cannot be written.
+    """
+    shown, _ = data.shown()
+    part, names = "test" if len(data.test.labels) else "held_out", data.class_names + data.held_out_names
+    on_map = {int(number): place for number, place in zip(numbers, places.round(4).tolist(), strict=False)}
+    rows = [(path, names[label], "train", "", "", "") for path, label in zip(*_named(data.train), strict=True)]
+    labels = getattr(data, part).labels
+    for number, (path, label) in enumerate(zip(_named(shown)[0], labels, strict=True)):
+        predicted = names[results.predicted[number]] if len(results.predicted) else ""
+        rows.append((path, names[label], part, predicted, *on_map.get(number, ("", ""))))
+    embeddings = np.concatenate([results.references, results.embeddings])
+    files.write_text(folder / TABLE, _table(rows, COLUMNS, ","))
+    files.write_text(folder / METADATA, _table([row[:4] for row in rows], COLUMNS[:4], "\t"))
+    files.write_text(folder / TENSORS, _table(embeddings.round(6).tolist(), None, "\t"))
+    files.write_text(folder / CONFIGURATION, PROJECTOR)
+
+
+def _named(images):
+    names = images.names if images.names is not None else [f"image {number}" for number in range(len(images.labels))]
+    return names, images.labels
+
+
+def _table(rows, header, delimiter):
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    if header:
+        writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue()
