@@ -75,7 +75,7 @@ def test_exchanged_labels_are_doubted_and_others_are_not():
 
 
 def test_each_image_is_judged_by_models_that_were_not_fitted_to_it():
-    """A label that only its own image supports is doubted, however well a model could learn it by heart."""
+    """A label that only its own image supports is doubted, however well a model could overfit it."""
     features = np.eye(40) + np.repeat([[3.0], [-3.0]], 20, axis=0)
     labels = np.repeat([0, 1], 20)
     labels[7] = 1

@@ -265,17 +265,17 @@ def test_files_cut_off_anywhere_are_refused(layout, tmp_path):
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_damaged_files_give_tensors_or_an_error_and_nothing_else(layout, tmp_path):
+def test_corrupt_files_give_tensors_or_an_error_and_nothing_else(layout, tmp_path):
     content = state_dict(a=tensor((3, 4), (4, 1)), b=tensor((12,), (1,)))
     whole = np.frombuffer(write(tmp_path / "whole", layout, content).read_bytes(), "uint8")
-    generator, damaged, errors = np.random.default_rng(0), tmp_path / "damaged", 0
+    generator, corrupt, errors = np.random.default_rng(0), tmp_path / "corrupt", 0
     for _ in range(250):
         data = whole.copy()
         places = generator.integers(0, len(data), generator.integers(1, 4))
         data[places] = generator.integers(0, 256, len(places))
-        damaged.write_bytes(data.tobytes())
+        corrupt.write_bytes(data.tobytes())
         try:
-            for each in read_tensors(damaged).values():
+            for each in read_tensors(corrupt).values():
                 assert each.size <= len(NUMBERS) * 4
                 each.sum()  # reads all numbers
         except InputError:

@@ -258,7 +258,7 @@ def server(tmp_path, monkeypatch):
     return tmp_path / "server"
 
 
-def test_weights_are_downloaded_once_and_again_if_they_are_damaged(server, tmp_path):
+def test_weights_are_downloaded_once_and_again_if_they_are_corrupt(server, tmp_path):
     path = tmp_path / "keras" / "models" / "weights.pth"
     for content in (None, b"the weights", b"the weig"):  # what is there before
         if content is not None:

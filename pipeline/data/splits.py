@@ -29,6 +29,10 @@ class Images(NamedTuple):
         """Some of the images."""
         return Images(*(each if each is None else each[chosen] for each in self))
 
+    def name_of(self, index: int) -> str:
+        """Where an image comes from; its number if that is unknown."""
+        return f"image {index}" if self.names is None else str(self.names[index])
+
 
 class DataSet(NamedTuple):
     """A data set in its parts.

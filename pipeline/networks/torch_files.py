@@ -42,7 +42,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         The tensors by name, in their shapes and types, read-only. Those that share numbers in the file share memory.
 
     Raises:
-        InputError: if the file cannot be read, is damaged, or is anything else, such as a whole model.
+        InputError: if the file cannot be read, is corrupt, or is anything else, such as a whole model.
     """
     try:
         with open(path, "rb") as file:
@@ -53,9 +53,9 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         if not isinstance(content, dict) or not all(isinstance(each, Tensor) for each in content.values()):
             raise ValueError("it has other objects than named tensors; of a checkpoint, save its state_dict alone")
         return {name: _as_array(tensor, numbers.get(tensor.storage.key, ())) for name, tensor in content.items()}
-    except Exception as error:  # a damaged file can raise any type
+    except Exception as error:  # a corrupt file can raise any type
         is_clear = isinstance(error, (ValueError, OSError, zipfile.BadZipFile))
-        reason = " ".join(str(error).split())[:200] if is_clear else "it is damaged"
+        reason = " ".join(str(error).split())[:200] if is_clear else "it is corrupt"
         must_be = "`WEIGHTS` must be a file of PyTorch's `torch.save(model.state_dict())`"
         raise InputError(f"{must_be}. Received: {os.fspath(path)!r} ({reason})") from error
 

@@ -126,9 +126,9 @@ def print_audit(findings: list[Finding], data: DataSet, path: os.PathLike) -> No
     rows.writerow(("finding", "part", "path", "label", "other part", "other path", "other label", "value"))
     for each in findings:
         images = getattr(data, each.part)
-        other = getattr(data, each.other_part).names[each.other_index] if each.other_part else ""
+        other = getattr(data, each.other_part).name_of(each.other_index) if each.other_part else ""
         other_label = names[each.other_label] if each.other_label >= 0 else ""
-        own = each.kind, each.part, images.names[each.index], names[images.labels[each.index]]
+        own = each.kind, each.part, images.name_of(each.index), names[images.labels[each.index]]
         rows.writerow((*own, each.other_part, other, other_label, f"{each.value:.4f}"))
     files.write_text(path, file.getvalue())
     counts = Counter(each.kind for each in findings)

@@ -35,24 +35,18 @@ def write_embeddings(folder: Path, data: DataSet, results: Results, places: np.n
     Raises:
         InputError: if a file cannot be written.
     """
-    shown, _ = data.shown()
     part, names = "test" if len(data.test.labels) else "held_out", data.class_names + data.held_out_names
     on_map = {int(number): place for number, place in zip(numbers, places.round(4).tolist(), strict=False)}
-    rows = [(path, names[label], "train", "", "", "") for path, label in zip(*_named(data.train), strict=True)]
-    labels = getattr(data, part).labels
-    for number, (path, label) in enumerate(zip(_named(shown)[0], labels, strict=True)):
+    train, shown = data.train, getattr(data, part)
+    rows = [(train.name_of(number), names[label], "train", "", "", "") for number, label in enumerate(train.labels)]
+    for number, label in enumerate(shown.labels):
         predicted = names[results.predicted[number]] if len(results.predicted) else ""
-        rows.append((path, names[label], part, predicted, *on_map.get(number, ("", ""))))
+        rows.append((shown.name_of(number), names[label], part, predicted, *on_map.get(number, ("", ""))))
     embeddings = np.concatenate([results.references, results.embeddings])
     files.write_text(folder / TABLE, _table(rows, COLUMNS, ","))
     files.write_text(folder / METADATA, _table([row[:4] for row in rows], COLUMNS[:4], "\t"))
     files.write_text(folder / TENSORS, _table(embeddings.round(6).tolist(), None, "\t"))
     files.write_text(folder / CONFIGURATION, PROJECTOR)
-
-
-def _named(images):
-    names = images.names if images.names is not None else [f"image {number}" for number in range(len(images.labels))]
-    return names, images.labels
 
 
 def _table(rows, header, delimiter):

@@ -12,7 +12,7 @@ from pipeline.report.audit import duplicated_in_test
 from pipeline.report.controls import CROSS_ENTROPY, Controls
 from pipeline.report.methods import TRIPLET_LOSS
 from pipeline.report.results import Results
-from pipeline.report.tables import class_report, table
+from pipeline.report.tables import class_report, score_text, table
 from pipeline.report.verdict import accuracy_interval, verdict
 
 # Of the mean squared distance between embeddings, which is 2 for vectors in random directions. Where it is smaller, two
@@ -220,11 +220,5 @@ def _table_of_scores(scores):
     if "95% interval" in columns:
         columns.remove("95% interval")
         columns.insert(1, "95% interval")
-    rows = {name: [_cell(values.get(column)) for column in columns] for name, values in scores.items()}
+    rows = {name: [score_text(values.get(column)) for column in columns] for name, values in scores.items()}
     return table(columns, rows)
-
-
-def _cell(value):
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if isinstance(value, float) else "{:.3f} to {:.3f}".format(*value)

@@ -71,5 +71,12 @@ def table(header: list[str] | None, rows: dict[str, list[str]], width: int = 16)
     return "\n".join(lines) + "\n"
 
 
+def score_text(value: float | tuple[float, float] | None) -> str:
+    """A score or an interval as text, a dash if a method does not have it."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if isinstance(value, float) else "{:.3f} to {:.3f}".format(*value)
+
+
 def _cells(values, widths):
     return "".join(f"{value:>{width}}" for value, width in zip(values, widths, strict=True))

@@ -13,11 +13,11 @@ from pipeline.report import figures
 from pipeline.report.audit import ACROSS, FAR, LABEL, OTHER_LABEL, Finding
 from pipeline.report.page.thumbnails import Thumbnails
 from pipeline.report.results import Results
+from pipeline.report.tables import MEASURES, score_text
 
 MOST_MISTAKES, NEIGHBOURS = 60, 5  # that are shown, and the nearest training images of each
 MOST_IN_MATRIX, MOST_CONFUSED = 30, 30  # classes in the matrix; pairs of classes in the list
 SCORES = ("accuracy", "95% interval", "recall@1", "recall@5", "recall@10", "MAP@R")
-MEASURES = ("precision", "recall", "f1-score", "support")
 MOST_FINDINGS = 24  # of each kind
 EXPLANATIONS = {
     LABEL: (
@@ -46,7 +46,7 @@ def score_table(title: str, methods: dict[str, dict]) -> dict[str, Any]:
         methods: dict from names to dicts of scores.
     """
     columns = [name for name in SCORES if any(name in scores for scores in methods.values())]
-    rows = [[name, *(_score(scores.get(column)) for column in columns)] for name, scores in methods.items()]
+    rows = [[name, *(score_text(scores.get(column)) for column in columns)] for name, scores in methods.items()]
     return {"title": title, "columns": ["", *columns], "rows": rows}
 
 
@@ -211,11 +211,4 @@ def _neighbours(data, results, number, count, thumbnails):
 
 def _thumbnail(part: str, images: Images, index: int, thumbnails: Thumbnails) -> dict[str, Any]:
     """The place of an image among the thumbnails, and its name."""
-    name = str(images.names[index]) if images.names is not None else f"image {index}"
-    return {"place": thumbnails.add(part, index, images.images[index]), "name": printable(name)}
-
-
-def _score(value):
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if isinstance(value, float) else "{:.3f} to {:.3f}".format(*value)
+    return {"place": thumbnails.add(part, index, images.images[index]), "name": printable(images.name_of(index))}
