@@ -158,7 +158,7 @@ def main():
     columns = history.columns()
     warnings = scores.prediction_warnings(after, data, FALSE_REJECTION_RATE, columns, checkpoints.diverged)
     warnings += scores.held_out_warnings(held_out_names, trained_classes(WEIGHTS))
-    report = scores.print_report(folder, data, before, after, neighbours, FALSE_REJECTION_RATE, SEED, warnings)
+    report, found = scores.print_report(folder, data, before, after, neighbours, FALSE_REJECTION_RATE, SEED, warnings)
     with files.atomic_path(folder / "embedding_model.keras") as path:
         model.save(path)
     references = References(after.references, train.labels, class_names, train.names, after.threshold)
@@ -166,7 +166,7 @@ def main():
     print("Writing the report page ...")
     drawn = figures.some_images(len(after.embeddings), SEED)
     places = [figures.map_places(each, drawn, SEED) for each in (before.embeddings, after.embeddings)]
-    page.write(columns, after, *places, drawn)
+    page.write(columns, found, after, *places, drawn)
     if EXPORT_EMBEDDINGS:
         write_embeddings(folder, data, after, places[1], drawn)
     run_folder.finish(folder, report)

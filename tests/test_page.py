@@ -1,9 +1,7 @@
 """The report page in a browser: what it shows, and how it behaves under a pointer, a keyboard and on a small screen."""
 
-import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,12 +49,11 @@ def written(folder, classes=3, tests=40, held_out=0, names=None):
     report = {"raw pixels": {"accuracy": 0.3, "95% interval": [0.2, 0.4]}, "triplet loss": scores} if tests else {}
     report["classes"] = {name: measures | {"support": number} for number, name in enumerate(class_names)}
     report |= {"verdict": {"sentence": "Triplet loss beat <raw> & cooked pixels."}, "warnings": ["mind the <gap>"]}
-    (folder / "report.json").write_text(json.dumps(report))
     constants = {"DATASET": "a/my <images>", "BACKBONE": "ResNet50", "EPOCHS": 3}
     page = Page(folder, constants, {"device": "CPU"}, data, controls)
     numbers = np.arange(tests or held_out)
     grid = np.stack([numbers % 8, numbers // 8], axis=1)
-    page.write(HISTORY, results, -grid, grid, numbers)
+    page.write(HISTORY, report, results, -grid, grid, numbers)
     return folder / "report.html", page
 
 
@@ -215,11 +212,11 @@ def test_names_are_text_and_the_numbers_those_of_the_report(tmp_path, opened):
 
 
 @needs_browser
-def test_during_training_the_page_shows_the_curves_and_reloads(tmp_path, opened):
-    path, page = written(tmp_path)
-    path.unlink()
+def test_during_training_the_page_shows_the_curves_and_reloads(default, tmp_path, opened, monkeypatch):
+    page = default[1]
+    monkeypatch.setattr(page, "folder", tmp_path)
     page.write_progress({name: values[:2] for name, values in HISTORY.items()})
-    driver = opened(path)
+    driver = opened(tmp_path / "report.html")
     assert "2 of 3 epochs" in text(driver, "[role=status]")
     assert found(driver, "meta[http-equiv=refresh]") and len(driver.find_elements("tag name", "img")) == 1
     assert "raw pixels" in found(driver, "table")[0].text
@@ -245,19 +242,18 @@ def test_the_page_needs_no_other_file_and_is_small(tmp_path):
     assert path.stat().st_size < 5_000_000
 
 
-def test_training_goes_on_if_the_page_cannot_be_written(tmp_path, monkeypatch, capsys):
-    _, page = written(tmp_path)
-
+def test_training_goes_on_if_the_page_cannot_be_written(default, monkeypatch, capsys):
     def full(path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.files.atomic_path", full)
-    page.write_progress(HISTORY)
+    default[1].write_progress({})
     assert "Warning: report.html is not written" in (printed := capsys.readouterr().out) and "No space left" in printed
 
 
-def test_a_page_without_names_or_epochs_is_written(tmp_path):
-    _, page = written(tmp_path, tests=4)
-    page.data = page.data._replace(train=page.data.train._replace(names=None))
+def test_a_page_before_the_first_epoch_has_what_triplet_loss_is_compared_with(default, tmp_path, monkeypatch):
+    page = default[1]
+    monkeypatch.setattr(page, "folder", tmp_path)
     page.write_progress({})
-    assert Path(tmp_path / "report.html").exists()
+    content = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "raw pixels" in content and "0 of 3 epochs" in content

@@ -82,7 +82,7 @@ def measured(
 
 
 def report(folder, warnings=(), names=tuple(CLASSES), labels=LABELS, predicted=PREDICTED, rate=0.01, **more):
-    return print_report(folder, *measured(labels, predicted, names, **more), 9, rate, 0, list(warnings))
+    return print_report(folder, *measured(labels, predicted, names, **more), 9, rate, 0, list(warnings))[0]
 
 
 def test_the_report_shows_every_score_with_four_digits(tmp_path, capsys):
@@ -127,7 +127,7 @@ def test_what_was_not_compared_is_said(notes, tmp_path):
     assert all(note in end for note in notes) and "Not compared" in end
     data, controls, results = measured()
     controls.methods["cross-entropy"] = Method({"accuracy": 0.25}, {}, np.zeros(7, bool))
-    assert "Not compared" not in print_report(tmp_path, data, controls, results, 9, 0.1, 0, [])
+    assert "Not compared" not in print_report(tmp_path, data, controls, results, 9, 0.1, 0, [])[0]
 
 
 def test_report_json_holds_the_scores_and_those_of_each_class(tmp_path):
@@ -227,7 +227,7 @@ def test_without_two_held_out_classes_the_report_has_no_scores_of_them(tmp_path)
     data = DataSet(*(Images(None, np.zeros(count, int)) for count in (9, 9, 0, 7)), ["a", "b"], ["c"])
     nothing = Method({}, {}, np.zeros(0, bool))
     results = Results(None, None, np.zeros(0, int), None, None, None, nothing, 0.5, {"unknown rejected": 0.25}, {})
-    text = print_report(tmp_path, data, Controls({"raw pixels": nothing}, [], None, []), results, 5, 0.1, 0, [])
+    text, _ = print_report(tmp_path, data, Controls({"raw pixels": nothing}, [], None, []), results, 5, 0.1, 0, [])
     assert "1, 7 images; recall and MAP@R need two classes" in text and "recall@1" not in text
     written = json.loads((tmp_path / "report.json").read_text())
     assert "triplet loss" not in written["held-out classes"] and "verdict" not in written
@@ -323,7 +323,7 @@ def test_the_accuracy_without_test_images_that_are_near_duplicates_is_reported(t
     data, controls, results = measured()
     pairs = [(0, "train"), (3, "validation"), (4, "test")]
     controls.findings.extend(Finding(ACROSS, "test", index, part, 0, 0, 0.9) for index, part in pairs)
-    text = print_report(tmp_path, data, controls, results, 5, 0.01, 0, [])
+    text, _ = print_report(tmp_path, data, controls, results, 5, 0.01, 0, [])
     left = np.delete(results.method.correct, [0, 3])
     assert f"2 test images ({2 / len(LABELS):.1%}) have near duplicates" in text
     assert f"without them, the accuracy of triplet loss is {left.mean():.4f}" in text

@@ -4,6 +4,7 @@ import json
 import math
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from pipeline import files
 from pipeline.data.image_list import shortened
@@ -12,7 +13,7 @@ from pipeline.report.audit import duplicated_in_test
 from pipeline.report.controls import CROSS_ENTROPY, Controls
 from pipeline.report.methods import TRIPLET_LOSS
 from pipeline.report.results import Results
-from pipeline.report.tables import class_report, score_text, table
+from pipeline.report.tables import class_report, score_rows, table
 from pipeline.report.verdict import accuracy_interval, verdict
 
 # Of the mean squared distance between embeddings, which is 2 for vectors in random directions. Where it is smaller, two
@@ -31,7 +32,7 @@ def print_report(
     rate: float,
     seed: int,
     warnings: list[str],
-) -> str:
+) -> tuple[str, dict[str, Any]]:
     """Prints the scores, and writes them to `report.json` in the run folder.
 
     Of many classes, it prints only the worst. The most important, which is short, comes last: the verdict.
@@ -47,7 +48,7 @@ def print_report(
         warnings: list of str, one sentence or two each (see `prediction_warnings`).
 
     Returns:
-        The text with all classes.
+        Tuple of the text with all classes and what is written to `report.json`.
     """
     tested, class_names = len(data.test.labels) > 0, data.class_names
     methods = {**controls.methods, TRIPLET_LOSS: results.method}
@@ -84,7 +85,7 @@ def print_report(
     end += "".join(f"Warning: {warning}\n\n" for warning in warnings)
     if tested:
         end += f"Test images, classified by the vote of {neighbours} nearest training images, or by a classifier\n\n"
-        end += _table_of_scores(known) + "\n"
+        end += table(*score_rows(known)) + "\n"
         found = duplicated_in_test(controls.findings, len(results.predicted))
         if found.any():
             everything["near duplicates"], sentence = _without_duplicates(found, results.method.correct)
@@ -97,7 +98,7 @@ def print_report(
     files.write_text(folder / "report.json", json.dumps(everything, indent=4) + "\n")
     end += "\n" + textwrap.fill(decision.sentence, 110) + "\n" if decision else ""
     print(f"\n{printed}{end}")
-    return text + end
+    return text + end, everything
 
 
 def _without_duplicates(found, correct):
@@ -139,7 +140,7 @@ def _of_held_out(data, scores, added):
         text = (
             f"Held-out classes, never trained on: {classes:,}; their {images:,} images, each compared with all others"
         )
-        text += f"\n\n{_table_of_scores(scores)}"
+        text += f"\n\n{table(*score_rows(scores))}"
     else:
         text = f"Held-out classes, never trained on: {classes}, {images:,} images; recall and MAP@R need two classes.\n"
     if added:
@@ -212,13 +213,3 @@ def held_out_warnings(held_out_names: list[str], trained_names: list[str]) -> li
         f"the run that WEIGHTS comes from knows held-out classes ({shortened(seen)}), so their scores are not those of "
         "classes that have never been trained on."
     ]
-
-
-def _table_of_scores(scores):
-    """A table of scores from 0 to 1, one row a method; the interval follows the accuracy."""
-    columns = list(scores[TRIPLET_LOSS])
-    if "95% interval" in columns:
-        columns.remove("95% interval")
-        columns.insert(1, "95% interval")
-    rows = {name: [score_text(values.get(column)) for column in columns] for name, values in scores.items()}
-    return table(columns, rows)

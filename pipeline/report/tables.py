@@ -6,6 +6,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from pipeline.report.class_labels import display_width, table_names
 
 MEASURES = ("precision", "recall", "f1-score", "support")
+SCORES = ("accuracy", "95% interval", "recall@1", "recall@5", "recall@10", "MAP@R")
 MOST, WORST = 30, 20  # with more than MOST classes, the WORST of them are printed
 
 
@@ -71,8 +72,20 @@ def table(header: list[str] | None, rows: dict[str, list[str]], width: int = 16)
     return "\n".join(lines) + "\n"
 
 
-def score_text(value: float | tuple[float, float] | None) -> str:
-    """A score or an interval as text, a dash if a method does not have it."""
+def score_rows(methods: dict[str, dict]) -> tuple[list[str], dict[str, list[str]]]:
+    """The scores of several methods as text, those that none has left out.
+
+    Args:
+        methods: dict from names of methods to dicts from names of scores to a fraction or an interval.
+
+    Returns:
+        Tuple of the names of the columns and a dict from the name of a method to its values, a dash for a missing one.
+    """
+    columns = [name for name in SCORES if any(name in scores for scores in methods.values())]
+    return columns, {name: [_score(scores.get(column)) for column in columns] for name, scores in methods.items()}
+
+
+def _score(value):
     if value is None:
         return "–"
     return f"{value:.4f}" if isinstance(value, float) else "{:.3f} to {:.3f}".format(*value)

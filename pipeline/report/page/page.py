@@ -1,7 +1,7 @@
 """`report.html`: everything that a run has found, on one page that needs no other file and no network."""
 
-import json
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from pipeline.report.methods import TRIPLET_LOSS
 from pipeline.report.page import sections
 from pipeline.report.page.thumbnails import Thumbnails
 from pipeline.report.results import Results
-from pipeline.training.callbacks import duration
 
 FILE = "report.html"
 
@@ -61,20 +60,21 @@ class Page:
     def write(
         self,
         history: dict[str, list[float]],
+        report: dict[str, Any],
         results: Results,
         before: np.ndarray,
         after: np.ndarray,
         numbers: np.ndarray,
     ) -> None:
-        """Writes the page of a finished run, with the scores of its `report.json`.
+        """Writes the page of a finished run.
 
         Args:
             history: dict from names to one value an epoch.
+            report: the scores, as in `report.json`.
             results: `Results`.
             before, after, numbers: as in `sections.embedding_map`.
         """
-        report, data = json.loads((self.folder / "report.json").read_text(encoding="utf-8")), self.data
-        thumbnails, parts, script = Thumbnails(), {"scores": []}, {}
+        data, thumbnails, parts, script = self.data, Thumbnails(), {"scores": []}, {}
         parts["audit"] = sections.audit(data, self.controls.findings, thumbnails)
         methods = {name: each for name, each in report.items() if isinstance(each, dict) and "95% interval" in each}
         if methods:
@@ -107,7 +107,7 @@ class Page:
         place = jinja2.FileSystemLoader(Path(__file__).parent)
         engine = jinja2.Environment(loader=place, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         environment = {**self.environment, "written": time.strftime("%Y-%m-%d %H:%M:%S")}
-        environment["time since the last start"] = duration(time.monotonic() - self.began)
+        environment["time since the last start"] = str(timedelta(seconds=round(time.monotonic() - self.began)))
         dataset, backbone = (Path(self.constants[name]).name for name in ("DATASET", "BACKBONE"))
         text = engine.get_template("page.html").render(
             title=printable(f"{dataset}, {backbone}"),

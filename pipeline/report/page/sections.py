@@ -13,11 +13,10 @@ from pipeline.report import figures
 from pipeline.report.audit import ACROSS, FAR, LABEL, OTHER_LABEL, Finding
 from pipeline.report.page.thumbnails import Thumbnails
 from pipeline.report.results import Results
-from pipeline.report.tables import MEASURES, score_text
+from pipeline.report.tables import MEASURES, score_rows
 
 MOST_MISTAKES, NEIGHBOURS = 60, 5  # that are shown, and the nearest training images of each
 MOST_IN_MATRIX, MOST_CONFUSED = 30, 30  # classes in the matrix; pairs of classes in the list
-SCORES = ("accuracy", "95% interval", "recall@1", "recall@5", "recall@10", "MAP@R")
 MOST_FINDINGS = 24  # of each kind
 EXPLANATIONS = {
     LABEL: (
@@ -45,9 +44,8 @@ def score_table(title: str, methods: dict[str, dict]) -> dict[str, Any]:
         title: str.
         methods: dict from names to dicts of scores.
     """
-    columns = [name for name in SCORES if any(name in scores for scores in methods.values())]
-    rows = [[name, *(score_text(scores.get(column)) for column in columns)] for name, scores in methods.items()]
-    return {"title": title, "columns": ["", *columns], "rows": rows}
+    columns, rows = score_rows(methods)
+    return {"title": title, "columns": ["", *columns], "rows": [[name, *values] for name, values in rows.items()]}
 
 
 def curves(history: dict[str, list[float]], picture: Path) -> dict[str, str] | None:
