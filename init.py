@@ -69,7 +69,7 @@ def main():
         from pipeline import files
         from pipeline.data.batches import Batches, in_order, training_batches
         from pipeline.data.images import load_images, print_summary
-        from pipeline.data.splits import at_most, checksum, sample
+        from pipeline.data.splits import at_most, sample
         from pipeline.neighbours import nearest_neighbour_accuracy
         from pipeline.references import References, trained_classes, write_references
         from pipeline.report import audit, controls, figures, results, scores
@@ -88,7 +88,7 @@ def main():
     # Load and split the images.
     fractions = TEST_FRACTION, VALIDATION_FRACTION
     data = load_images(DATASET, IMAGE_SIZE, FIT, *fractions, SEED, UNREADABLE_IMAGES, SMALL_CLASSES, HELD_OUT_CLASSES)
-    train, validation, _, _, class_names, held_out_names, value_range = data
+    train, validation, _, _, class_names, held_out_names, value_range, checksum = data
     print_summary(data)
     neighbours = at_most("NEIGHBOURS", NEIGHBOURS, len(train.labels), "the number of training images")
 
@@ -97,7 +97,7 @@ def main():
     if frozen_layers != FROZEN_LAYERS:
         print(f"FROZEN_LAYERS = {FROZEN_LAYERS} is not used, since the weights are random: every layer trains.")
     settings = FIT, BACKBONE, WEIGHTS, frozen_layers, EMBEDDING_SIZE, PREPROCESSING
-    model = fine_tuned_models(train.images.shape[1:], IMAGE_SIZE, *settings)
+    model = fine_tuned_models(train.array.shape[1:], IMAGE_SIZE, *settings)
 
     def predict(network, images):
         batch_size = min(CLASSES_PER_BATCH * IMAGES_PER_CLASS, 128)
@@ -109,7 +109,7 @@ def main():
 
     # Start or resume the run, and measure how well images are classified without training.
     sources = {
-        "images or classes in DATASET": checksum(data[:4], class_names + held_out_names),
+        "images, classes or split of DATASET": checksum,
         "content of the file WEIGHTS": files.checksum(WEIGHTS),
         "content of the file BACKBONE": files.checksum(BACKBONE),
         "KERAS_BACKEND": keras.backend.backend(),

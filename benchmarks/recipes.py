@@ -100,7 +100,7 @@ SIMILARITY = (
 FLIPPED = (
     "init.py",
     "return predict(model, images)",
-    """summed = predict(model, images) + predict(model, images._replace(images=images.images[..., ::-1]))
+    """summed = predict(model, images) + predict(model, images._replace(array=images.array[..., ::-1]))
         return summed / (summed**2).sum(axis=1, keepdims=True) ** 0.5""",
 )
 SOFT_MERGE = "init.py", "MergeTripletLoss(MARGIN)", 'MergeTripletLoss("soft")'

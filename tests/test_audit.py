@@ -43,7 +43,7 @@ def pixels_of(data):
 
 def copy(data, source, index, target, place):
     """Copies an image into another part, a little darker."""
-    getattr(data, target).images[place] = getattr(data, source).images[index] * 0.9
+    getattr(data, target).array[place] = getattr(data, source).pixels(index) * 0.9
 
 
 def test_images_without_copies_have_no_near_duplicates(data):

@@ -89,7 +89,7 @@ def test_positives_negatives_and_the_first_anchor_are_uniformly_random():
 def test_images_and_labels_follow_the_plan(kind, augment):
     labels = np.random.default_rng(1).integers(0, 5, 300)
     data = coloured(labels)
-    stored = data.images.copy()
+    stored = data.pixels().copy()
     batches = Batches(data, PLANS[kind](labels), 3, augment)
     for epoch in range(3):
         batches.start_epoch(epoch)
@@ -101,7 +101,7 @@ def test_images_and_labels_follow_the_plan(kind, augment):
             indices = images[..., 0, 0, 0] + 256 * images[..., 1, 0, 0].astype(int)
             np.testing.assert_array_equal(indices, batches.batches[number])
             np.testing.assert_array_equal(labels_of_batch, labels[indices[:, 0] if kind == "triplets" else indices])
-    np.testing.assert_array_equal(data.images, stored)
+    np.testing.assert_array_equal(data.pixels(), stored)
 
 
 @pytest.mark.parametrize("kind", PLANS)
@@ -164,7 +164,7 @@ def test_predict_receives_the_images_in_order():
     data = coloured(np.arange(60))
     flat = keras.Sequential([keras.Input((3, 5, 8)), keras.layers.Reshape((-1,))])
     predicted = flat.predict(Batches(data, in_order(60, 7)), verbose=0)
-    np.testing.assert_array_equal(predicted.reshape(data.images.shape), data.images)
+    np.testing.assert_array_equal(predicted.reshape(data.pixels().shape), data.pixels())
 
 
 def test_the_rest_of_an_epoch_equals_that_part_of_the_whole_epoch():

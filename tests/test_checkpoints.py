@@ -84,7 +84,7 @@ class Training:
         assert len(self.batches) == BATCHES
 
         def measure():
-            references, queries = (self.model.predict(part.images, verbose=0) for part in (data, validation))
+            references, queries = (self.model.predict(part.pixels(), verbose=0) for part in (data, validation))
             return nearest_neighbour_accuracy(references, data.labels, queries, validation.labels, 3)
 
         validation = images(12, seed=1)
@@ -426,7 +426,7 @@ class Calls(keras.callbacks.Callback):
 
 def test_fit_trains_on_the_plan_of_each_epoch_in_order_and_also_if_resumed(tmp_path):
     """A metric computes in each step which images it trains on, and in which order."""
-    data = Images(images().images, np.arange(30))  # labels that identify the image
+    data = Images(images().pixels(), np.arange(30))  # labels that identify the image
 
     def plan(generator):
         return list(generator.permutation(30).reshape(BATCHES, 6))
@@ -490,9 +490,11 @@ def test_every_image_keeps_its_label_through_splits_batches_interruptions_and_pr
     parts, _ = split(
         [f"{number}.png" for number in range(len(labels))], labels, ["train"] * len(labels), 0.2, 0.1, seed
     )
-    train, validation, test, *_ = in_parts(data, parts, list("abcde"))
+    train, validation, test, *_ = in_parts(data, parts, list("abcde"), [b""] * len(parts))
     known = sample(train, len(validation.labels), seed)
-    assert sorted(np.concatenate([train.images, test.images, validation.images])[:, 0, 0, 0]) == [*range(len(labels))]
+    assert sorted(np.concatenate([train.pixels(), test.pixels(), validation.pixels()])[:, 0, 0, 0]) == [
+        *range(len(labels))
+    ]
 
     layers = [
         keras.Input((3, 4, 4), dtype="uint8"),
@@ -529,12 +531,12 @@ def test_every_image_keeps_its_label_through_splits_batches_interruptions_and_pr
     assert len(errors) == EPOCHS and max(errors) < 1e-4
     for epoch in range(EPOCHS):
         seen = {number for each, _, numbers in served if each == epoch for number in numbers}
-        assert seen == set(train.images[:, 0, 0, 0])
+        assert seen == set(train.pixels()[:, 0, 0, 0])
         assert len({place for each, place, _ in served if each == epoch}) == len(plan(generator))
 
     for part in (train, validation, test, known):
         embeddings = model.predict(Batches(part, in_order(len(part.labels), int(p * k))), verbose=0)
-        expected = np.stack([part.images[:, 0, 0, 0], 20 * part.labels], 1)
+        expected = np.stack([part.pixels()[:, 0, 0, 0], 20 * part.labels], 1)
         np.testing.assert_allclose(embeddings[:, :2], expected, atol=1e-4)
         predicted = predict_classes(embeddings[:, 1:], part.labels, embeddings[:, 1:], 1)
         np.testing.assert_array_equal(predicted, part.labels)

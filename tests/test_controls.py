@@ -44,7 +44,7 @@ def random_images(count, seed, first=0):
 
 def embed(data):
     """A fixed projection to four numbers in place of a network."""
-    return data.images.reshape(len(data.images), -1) @ np.random.default_rng(5).normal(size=(60, 4)).astype("float32")
+    return data.pixels().reshape(len(data.labels), -1) @ np.random.default_rng(5).normal(size=(60, 4)).astype("float32")
 
 
 def unit(features):
@@ -52,7 +52,7 @@ def unit(features):
 
 
 def pixels(data):
-    return data.images.reshape(len(data.images), -1) / 255
+    return data.pixels().reshape(len(data.labels), -1) / 255
 
 
 FEATURES = {"raw pixels": pixels, "pooled features": lambda data: unit(embed(data))}

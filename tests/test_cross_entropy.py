@@ -50,7 +50,7 @@ def started(folder, plan="in_batch", stop_after=None):
         predictions.append(len(data.labels))
         if len(predictions) == stop_after:
             raise Stopped
-        return network.predict(data.images, verbose=0)
+        return network.predict(data.pixels(), verbose=0)
 
     batches = Batches(TRAIN, PLANS[plan], 0, "shift")
     settings = model, batches, VALIDATION, 3, predict, keras.optimizers.Adam(0.05), EPOCHS, folder, 1e-6

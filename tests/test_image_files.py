@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
+from pipeline.data import image_files
 from pipeline.data.image_files import read_images
 from pipeline.data.image_list import MOST_NAMED
 from pipeline.data.images import load_images
@@ -56,7 +58,8 @@ def load(folder, image_size=9, fit="scale", seed=0, **more):
 
 def decoded(class_names, *parts, named_by_number=True):
     """The (class, number) in the colour of each image; checks that its label is that class, and its name its path."""
-    images, labels, names = (np.concatenate(each) for each in zip(*parts, strict=True))
+    each = [(part.pixels(), part.labels, part.names) for part in parts]
+    images, labels, names = (np.concatenate(values) for values in zip(*each, strict=True))
     assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
     assert (images == images[..., :1, :1]).all()
     pairs = [(label, green // 5) for label, green in zip(labels.tolist(), images[:, 1, 0, 0].tolist(), strict=True)]
@@ -81,7 +84,7 @@ def read_like(path, shape):
 @pytest.mark.parametrize(("seed", "fit"), [(0, "scale"), (1, "pad"), (2, "scale")])
 def test_every_image_of_a_folder_keeps_its_label_through_the_split(seed, fit, tmp_path):
     saved = save_classes(tmp_path, [17, 2, 10, 13, 25], sizes=[(9, 9), (30, 30), (12, 12)])
-    *parts, class_names, held_out_names, value_range = load(tmp_path, 9, fit, seed)
+    *parts, class_names, held_out_names, value_range, _ = load(tmp_path, 9, fit, seed)
     assert class_names == NAMES and held_out_names == [] and value_range is None
     assert decoded(class_names, *parts) == saved
     assert [len(part.labels) > 0 for part in parts] == [True] * 3 + [False]
@@ -91,21 +94,20 @@ def test_every_image_of_a_folder_keeps_its_label_through_the_split(seed, fit, tm
 def test_a_split_folder_keeps_its_split_without_a_copy(tmp_path):
     to_train = save_classes(tmp_path / "train", [4, 3, 4, 2, 5], sizes=[(9, 9), (14, 20)])
     to_test = save_classes(tmp_path / "test", [0, 3, 1], first=10, sizes=[(8, 30)])
-    *parts, class_names, held_out_names, _ = load(tmp_path, 16)
+    *parts, class_names, held_out_names, _, _ = load(tmp_path, 16)
     train, validation, test = parts = parts[:3]
-    assert class_names == NAMES and held_out_names == [] and test.images.shape[1:] == (3, 16, 16)
+    assert class_names == NAMES and held_out_names == [] and test.array.shape[1:] == (3, 16, 16)
     assert (decoded(class_names, train, validation), decoded(class_names, test)) == (to_train, to_test)
     assert len(validation.labels) >= 2
-    whole = train.images.base
-    assert all(np.shares_memory(whole, part.images) for part in parts)
-    assert whole.nbytes == sum(part.images.nbytes for part in parts)
+    assert all(part.array is train.array for part in parts)
+    assert len(train.array) == sum(len(part.labels) for part in parts)
 
 
 def test_a_split_folder_with_held_out_classes_is_not_copied(tmp_path):
     """A class in both parts, by its name, and one in the test part alone."""
     to_train = save_classes(tmp_path / "train", [4, 3, 4, 2], sizes=[(9, 9), (14, 20)])
     to_test = save_classes(tmp_path / "test", [2, 3, 1, 0, 4], first=10)
-    *parts, class_names, held_out_names, _ = load(tmp_path, 16, held_out_classes="test")
+    *parts, class_names, held_out_names, _, _ = load(tmp_path, 16, held_out_classes="test")
     held_out = parts[3]
     assert (class_names, held_out_names) == (["deux mots", "train", "été"], ["test", "日本語"])
     assert held_out.labels.tolist() == [3] * 6 + [4] * 4
@@ -113,9 +115,8 @@ def test_a_split_folder_with_held_out_classes_is_not_copied(tmp_path):
     assert decoded(NAMES, *known[0], *known[1]) == [each for each in to_train if each[0] != "test"]
     assert decoded(NAMES, *known[2]) == [each for each in to_test if each[0] in class_names]
     assert decoded(NAMES, *kept) == sorted(each for each in to_train + to_test if each[0] in held_out_names)
-    whole = held_out.images.base
-    assert all(np.shares_memory(whole, part.images) for part in parts)
-    assert whole.nbytes == sum(part.images.nbytes for part in parts)
+    assert all(part.array is held_out.array for part in parts)
+    assert len(held_out.array) == sum(len(part.labels) for part in parts)
 
 
 def label_in_names(part, class_names, held_out_names):
@@ -134,7 +135,7 @@ def test_nested_folders_are_read_and_hidden_or_other_files_are_skipped(tmp_path,
     for text in ("a/notes.txt", "a/1.png.part", "b/Thumbs.db", "b/png", "readme.md"):
         (tmp_path / text).write_text("not an image")
     (tmp_path / "b" / "folder.png").mkdir()
-    *parts, class_names, _, _ = load(tmp_path, seed=2)
+    *parts, class_names, _, _, _ = load(tmp_path, seed=2)
     expected = [(name, number) for name in "ab" for number in range(1, 7)]
     assert decoded(class_names, *parts, named_by_number=False) == expected
     deeper = {f"{name}/{file}" for name in "ab" for file, _ in files} - {"a/5.GIF"} | {"a/5.jpeg"}
@@ -189,10 +190,10 @@ def test_images_of_more_than_8_bits_are_scaled_by_the_range_of_the_data_set(tmp_
             shifted = wide + (name == "b") * (wide < 4000) * (wide > 200)
             Image.fromarray(shifted.astype("float32" if name == "a" else "uint16")).save(path)
             values[path] = np.rint((shifted - 100) * (255 / 3995)).astype(int)
-    *parts, _, _, value_range = load(tmp_path, seed=1)
+    *parts, _, _, value_range, _ = load(tmp_path, seed=1)
     assert value_range == (100, 4095)
     assert "24 images have 16-bit or floating-point pixels: 100 becomes black and 4095 white" in capsys.readouterr().out
-    loaded = sorted(image[0].tolist() for part in parts for image in part.images)
+    loaded = sorted(image[0].tolist() for part in parts for image in part.pixels())
     assert loaded == sorted(each.tolist() for each in values.values())
     path = next(iter(values))
     np.testing.assert_array_equal(read_images([path], (6, 7), "scale", value_range)[0, 2], values[path])
@@ -322,8 +323,8 @@ def test_exif_rotation_is_applied_before_sizes_are_compared(orientation, mirrore
     data = load(tmp_path, 99)
     assert len(data.held_out.labels) == 0
     for part in data[:3]:
-        assert part.images.shape[1:] == (3, *expected.shape[:2])
-        for image in part.images[part.labels == 1].astype(int):
+        assert part.array.shape[1:] == (3, *expected.shape[:2])
+        for image in part.pixels()[part.labels == 1].astype(int):
             np.testing.assert_allclose(image.transpose(1, 2, 0)[..., ::2], expected[..., ::2], atol=12)
 
 
@@ -336,8 +337,46 @@ def test_images_larger_than_image_size_are_shrunk_by_averaging(tmp_path):
             stripes[number, number] = 255
             Image.fromarray(stripes).save(tmp_path / name / f"{number}.png")
     train, *_ = load(tmp_path, 16)
-    assert train.images.shape[1:] == (3, 16, 16)
-    np.testing.assert_allclose(train.images.astype(int), 115, atol=40)
+    assert train.array.shape[1:] == (3, 16, 16)
+    np.testing.assert_allclose(train.pixels().astype(int), 115, atol=40)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize("fit", ["scale", "pad"])
+def test_a_large_jpeg_file_looks_as_if_it_were_decoded_in_full(fit, orientation, tmp_path):
+    """Compared with the same pixels in a PNG file; the decoder reduces the 641 × 427 pixels to 161 × 107."""
+    photo = load_sample_images().images[1].repeat(2, axis=0)[:427].repeat(2, axis=1)[:, :641]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(photo).save(tmp_path / "photo.jpg", exif=exif, quality=90)
+    with Image.open(tmp_path / "photo.jpg") as image:
+        image.convert("RGB").save(tmp_path / "photo.png", exif=exif)
+    fast, exact = (read_images([tmp_path / f"photo.{kind}"], (30, 32), fit).astype(int) for kind in ("jpg", "png"))
+    assert 0 < np.abs(fast - exact).mean() < 0.6 and np.abs(fast - exact).max() < 12
+
+
+def test_each_file_is_decoded_once(tmp_path, monkeypatch):
+    """But for those of 16 bits, whose range must be known first, and for images before the first of another size."""
+    decoded, read = [], image_files.rgb_and_details
+
+    def counted(path, *settings):
+        decoded.append(path.name)
+        return read(path, *settings)
+
+    monkeypatch.setattr(image_files, "rgb_and_details", counted)
+    for name in "ab":
+        save_unlike(tmp_path / name, 20, (40, 30))
+    load(tmp_path, 16)
+    assert len(decoded) == 40
+    decoded.clear()
+    load(tmp_path, 64)
+    assert len(decoded) == 40
+    decoded.clear()
+    save(tmp_path / "b" / "odd.png", RED, (10, 10))
+    Image.fromarray(np.arange(100, dtype="uint16").reshape(10, 10)).save(tmp_path / "a" / "wide.png")
+    train, *_ = load(tmp_path, 64)
+    assert train.array.shape == (42, 3, 64, 64)
+    assert decoded.count("wide.png") <= 3 and decoded.count("odd.png") <= 2 and len(decoded) <= 2 * 42 + 1
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about files that it can still read
@@ -455,14 +494,14 @@ def test_unreadable_files_and_small_classes_can_be_skipped_with_a_count(split, t
     saved = save_classes(top, [17, 10, 2])
     saved += save_classes(tmp_path / "test", [2, 1], first=30) if split else []
     save_unreadable(top / "deux mots")
-    *parts, class_names, _, _ = load(tmp_path, 16, unreadable="skip")
+    *parts, class_names, _, _, _ = load(tmp_path, 16, unreadable="skip")
     assert decoded(class_names, *parts) == sorted(saved)
     printed = capsys.readouterr().out
     assert "Skipped files that cannot be read: 6\n" in printed and "gone.bmp" in printed
     (top / "train" / "1.png").write_text("")
     with pytest.raises(InputError, match=r"every class needs two training images.* train \(1\)$"):
         load(tmp_path, 16, unreadable="skip")
-    *parts, class_names, _, _ = load(tmp_path, 16, unreadable="skip", small_classes="skip")
+    *parts, class_names, _, _, _ = load(tmp_path, 16, unreadable="skip", small_classes="skip")
     assert "train" not in class_names
     assert decoded(class_names, *parts) == sorted(each for each in saved if each[0] != "train")
     assert "Skipped classes with fewer than two training images: 1, train (1)\n" in capsys.readouterr().out
@@ -505,7 +544,7 @@ def test_symbolic_links_are_followed_once(tmp_path):
         (folder / "b" / name).symlink_to(folder / "b" / "x")
     (tmp_path / "elsewhere" / "deux mots" / "more").symlink_to(tmp_path / "more")
     save(tmp_path / "more" / "deeper" / "9.png", colour_of(0, 9))
-    *parts, class_names, _, _ = load(folder, 16)
+    *parts, class_names, _, _, _ = load(folder, 16)
     expected = [("a", number) for number in (0, 1, 2, 3, 9)] + [("b", number) for number in (0, 1, 2, 7)]
     assert decoded(class_names, *parts) == expected
     (folder / "b" / "up").symlink_to(folder)

@@ -15,13 +15,13 @@ from pipeline.errors import InputError
 
 
 def test_digits_are_scikit_learns_in_three_channels_from_0_to_255():
-    *parts, class_names, held_out_names, value_range = load_images("digits", 32, "pad", 0.2, 0.1, seed=0)
+    *parts, class_names, held_out_names, value_range, _ = load_images("digits", 32, "pad", 0.2, 0.1, seed=0)
     digits, loaded = load_digits(), []
     for part in parts:
-        assert part.images.dtype == np.uint8
-        assert (part.images == part.images[:, :1]).all()
-        flat = part.images[:, 0].reshape(-1, 64).tolist()
-        loaded += [(name, class_names[label], *image) for image, label, name in zip(flat, *part[1:], strict=True)]
+        assert part.pixels().dtype == np.uint8
+        assert (part.pixels() == part.pixels()[:, :1]).all()
+        flat = part.pixels()[:, 0].reshape(-1, 64).tolist()
+        loaded += [(name, class_names[label], *image) for image, label, name in zip(flat, *part[1:3], strict=True)]
     source = zip(digits.target, digits.data.tolist(), strict=True)
     expected = [
         (f"image {number}", str(label), *(round(value * 255 / 16) for value in image))
@@ -36,13 +36,13 @@ def test_digits_are_scikit_learns_in_three_channels_from_0_to_255():
 
 def test_the_split_of_the_digits_is_reproducible_from_the_seed():
     first, again, other = (load_images("digits", 32, "scale", 0.3, 0.1, seed).test for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first.images, again.images)
-    assert len(first.labels) != len(other.labels) or (first.images != other.images).any()
+    np.testing.assert_array_equal(first.pixels(), again.pixels())
+    assert len(first.labels) != len(other.labels) or (first.pixels() != other.pixels()).any()
 
 
 def by_name(data, part):
     """The name of each image of a part, and the name of its class."""
-    _, labels, names = getattr(data, part)
+    _, labels, names, _ = getattr(data, part)
     all_names = data.class_names + data.held_out_names
     return dict(zip(names, [all_names[label] for label in labels], strict=True))
 
@@ -77,7 +77,7 @@ def test_a_number_of_held_out_digits_is_chosen_by_the_seed():
         data, again = (load_images("digits", 32, "scale", 0.2, 0.1, seed, held_out_classes="3") for _ in range(2))
         lowest = sorted(map(str, range(10)), key=lambda name: number_of(f"class {name}", seed))[:3]
         assert data.held_out_names == again.held_out_names == sorted(lowest)
-        np.testing.assert_array_equal(data.held_out.images, again.held_out.images)
+        np.testing.assert_array_equal(data.held_out.pixels(), again.held_out.pixels())
         chosen.append(tuple(data.held_out_names))
     assert len(set(chosen)) > 3
     assert load_images("digits", 32, "scale", 0.2, 0.1, 0, held_out_classes="0").held_out_names == []
@@ -128,16 +128,16 @@ def test_cifar10_is_channels_first_with_flat_labels_in_either_data_format(data_f
     monkeypatch.setattr(keras.config, "image_data_format", lambda: data_format)
     monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: given)
     data = load_images("cifar10", 96, "scale", 0.2, 0.1, seed=0)
-    train, validation, test, held_out, class_names, held_out_names, _ = data
+    train, validation, test, held_out, class_names, held_out_names, _, _ = data
     assert len(held_out.labels) == 0 and held_out_names == []
     assert test.names.tolist() == [f"test image {number}" for number in range(14)]
-    np.testing.assert_array_equal(test.images, expected[1][0])
+    np.testing.assert_array_equal(test.pixels(), expected[1][0])
     np.testing.assert_array_equal(test.labels, expected[1][1])
     assert (len(train.labels), len(validation.labels)) == (63, 7)
     names = [f"train image {number}" for number in range(70)]
     place = {image.tobytes(): each for image, *each in zip(*expected[0], names, strict=True)}
     for part in (train, validation):
-        found = [place.pop(image.tobytes()) for image in part.images]
+        found = [place.pop(image.tobytes()) for image in part.pixels()]
         assert found == [list(each) for each in zip(part.labels, part.names, strict=True)]
     assert place == {}
     assert [class_names[label] for label in (0, 3, 9)] == ["airplane", "cat", "truck"]

@@ -159,8 +159,8 @@ def test_the_thumbnail_of_a_point_has_its_pixels(default, opened):
     pixels = np.array(values).reshape(side, side, 4)[..., :3]
     edge = (side - 12) // 2
     shown = pixels[edge : edge + 12, edge : edge + 12].mean(axis=(0, 1))
-    expected = page.data.test.images[3].mean(axis=(1, 2))
-    others = page.data.test.images[[0, 1, 2, 4, 5]].mean(axis=(2, 3))
+    expected = page.data.test.pixels()[3].mean(axis=(1, 2))
+    others = page.data.test.pixels()[[0, 1, 2, 4, 5]].mean(axis=(2, 3))
     assert np.abs(shown - expected).max() < np.abs(others - expected).max(axis=1).min() / 2
 
 

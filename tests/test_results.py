@@ -148,7 +148,7 @@ def random_images(counts, seed, first=0):
 def embed(data):
     """A fixed projection to four numbers in place of a network."""
     projection = np.random.default_rng(5).normal(size=(12, 4)).astype("float32")
-    return data.images.reshape(len(data.images), 12).astype("float32") @ projection
+    return data.pixels().reshape(len(data.labels), 12).astype("float32") @ projection
 
 
 BOTH = DataSet(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.image_list import PARTS, number_of
-from pipeline.data.splits import DataSet, Images, at_most, checksum, in_parts, repeated_images, sample, split
+from pipeline.data.splits import DataSet, Images, at_most, in_parts, repeated_images, sample, split
 from pipeline.errors import InputError
 
 
@@ -143,21 +143,21 @@ def test_too_few_images_are_refused_with_the_constant_to_change():
         split(["a", "b", "c", "d", "e"], [0, 0, 1, 1, 1], ["train"] * 4 + ["test"], 0.2, 0.1, 0)
 
 
-def test_parts_are_views_if_they_are_in_order_and_else_complete():
-    for parts, are_views in (
-        (["train"] * 3 + ["validation"] * 2 + ["test"] * 4, True),
-        (["test"] * 4 + ["train"] * 4 + ["validation"], True),
-        (["train"] * 2 + ["validation"] * 2 + ["test"] * 2 + ["held_out"] * 3, True),
-        (["train", "validation", "test"] * 3, False),
-    ):
-        data = in_parts(numbered(range(9)), parts, list("abcdefghi"))
+def divided(everything, parts, class_names, *value_range):
+    """`in_parts`, with numbers in place of checksums."""
+    return in_parts(everything, parts, class_names, [bytes([number]) for number in range(len(parts))], *value_range)
+
+
+def test_parts_share_the_pixels_of_all_images():
+    for parts in (["train"] * 3 + ["validation"] * 2 + ["test"] * 4, ["train", "validation", "test", "held_out"] * 2):
+        everything = numbered(range(len(parts)))
+        data = divided(everything, parts, list("abcdefghi"))
         for part in PARTS:
-            images, labels, names = getattr(data, part)
+            images = getattr(data, part)
             expected = [index for index, each in enumerate(parts) if each == part]
-            assert images.tolist() == labels.tolist() == expected
-            assert names.tolist() == [f"image {index}" for index in expected]
-            if expected:
-                assert [each.base is not None for each in (images, labels, names)] == [are_views] * 3
+            assert images.pixels().tolist() == expected
+            assert images.names.tolist() == [f"image {index}" for index in expected]
+            assert images.array is everything.array
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -168,14 +168,14 @@ def test_classes_without_an_image_are_left_out_and_each_image_keeps_the_name_of_
     parts = [
         "held_out" if label in held_out else ("train", "validation", "test")[generator.integers(3)] for label in labels
     ]
-    data = in_parts(numbered(labels), parts, names, (1.0, 2.0))
+    data = divided(numbered(labels), parts, names, (1.0, 2.0))
     present = sorted(set(labels.tolist()))
     assert data.class_names == [names[label] for label in present if label not in held_out]
     assert data.held_out_names == [names[label] for label in present if label in held_out]
     assert data.value_range == (1.0, 2.0)
     seen, all_names = [], data.class_names + data.held_out_names
     for part in PARTS:
-        images, new_labels, _ = getattr(data, part)
+        images, new_labels = getattr(data, part).pixels(), getattr(data, part).labels
         assert new_labels.dtype == np.int32
         seen += images.tolist()
         for image, label in zip(images, new_labels, strict=True):
@@ -185,14 +185,18 @@ def test_classes_without_an_image_are_left_out_and_each_image_keeps_the_name_of_
 
 
 def test_images_without_names_have_none_in_any_part():
-    data = in_parts(Images(np.arange(4), np.zeros(4, int)), ["train", "test", "train", "validation"], ["a"])
+    data = divided(Images(np.arange(4), np.zeros(4, int)), ["train", "test", "train", "validation"], ["a"])
     assert [part.names for part in data[:4]] == [None] * 4
     assert data.train.of(np.array([1])).names is None
 
 
 def test_some_of_the_images_are_those_with_their_labels_and_names():
-    chosen = numbered([4, 5, 6, 7]).of(np.array([3, 0]))
-    assert [each.tolist() for each in chosen] == [[3, 0], [7, 4], ["image 3", "image 0"]]
+    chosen = numbered([4, 5, 6, 7]).of(np.array([3, 0, 1]))
+    for some, numbers in ((chosen, [3, 0, 1]), (chosen.of(np.array([2, 0])), [1, 3])):
+        assert some.pixels().tolist() == numbers and some.labels.tolist() == [4 + number for number in numbers]
+        assert some.names.tolist() == [f"image {number}" for number in numbers]
+    assert chosen.pixels(1) == 0 and chosen.pixels(slice(1, 9)).tolist() == [0, 1]
+    assert chosen.pixels(np.array([[2, 0], [1, 1]])).tolist() == [[1, 3], [0, 0]]
 
 
 def test_figures_show_the_test_images_and_without_any_the_held_out_ones():
@@ -202,7 +206,7 @@ def test_figures_show_the_test_images_and_without_any_the_held_out_ones():
     assert data.shown() == (test, ["a", "b"])
     shown, names = data._replace(test=none).shown()
     assert [names[label] for label in shown.labels] == ["d", "c", "d"]
-    assert shown.images is held_out.images and shown.names is held_out.names
+    assert shown.array is held_out.array and shown.names is held_out.names
     assert held_out.labels.tolist() == [3, 2, 3]  # unchanged
 
 
@@ -222,24 +226,29 @@ def test_a_sample_is_balanced_and_reproducible_from_the_seed():
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 5], [400, 60, 12, 4]))
     for count, expected in [(200, [50, 50, 12, 4]), (8, [10, 10, 10, 4])]:
         first, again, other = (sample(numbered(labels), count, seed) for seed in (0, 0, 1))
-        np.testing.assert_array_equal(first.labels, labels[first.images])
-        assert first.names.tolist() == [f"image {image}" for image in first.images]
-        assert (np.diff(first.images) > 0).all()  # no image twice
+        np.testing.assert_array_equal(first.labels, labels[first.pixels()])
+        assert first.names.tolist() == [f"image {image}" for image in first.pixels()]
+        assert (np.diff(first.pixels()) > 0).all()  # no image twice
         assert [(first.labels == label).sum() for label in (0, 1, 2, 5)] == expected
-        np.testing.assert_array_equal(first.images, again.images)
-        assert (first.images != other.images).any()
+        np.testing.assert_array_equal(first.pixels(), again.pixels())
+        assert (first.pixels() != other.pixels()).any()
 
 
-def test_the_checksum_changes_with_every_pixel_label_class_name_and_the_order():
-    generator = np.random.default_rng(0)
-    parts = [Images(generator.integers(0, 256, (4, 3, 2, 2), "uint8"), np.arange(4, dtype="int32")) for _ in range(2)]
-    sums = {checksum(parts, ["a", "b"]), checksum(parts, ["a", "c"]), checksum(parts[::-1], ["a", "b"])}
-    assert checksum([Images(*map(np.copy, part)) for part in parts], ["a", "b"]) in sums
-    parts[1].images[3, 2, 1, 1] ^= 1
-    sums.add(checksum(parts, ["a", "b"]))
-    parts[0].labels[0] += 1
-    sums.add(checksum(parts, ["a", "b"]))
-    assert len(sums) == 5
+def test_the_checksum_changes_with_every_image_label_class_name_the_order_and_the_split():
+    parts, digests = ["train", "train", "validation", "test", "held_out"], [bytes([7 * each]) for each in range(5)]
+
+    def checksum(labels=(0, 1, 0, 1, 2), parts=parts, names="abc", digests=digests):
+        return in_parts(numbered(np.array(labels, "int32")), parts, list(names), digests).checksum
+
+    others = [
+        checksum(labels=(1, 0, 0, 1, 2)),
+        checksum(parts=["train", "train", "test", "validation", "held_out"]),
+        checksum(names="abd"),
+        checksum(digests=[b"\x01", *digests[1:]]),
+        checksum(digests=digests[::-1]),
+    ]
+    assert len({checksum(), *others}) == 6
+    assert checksum() == checksum(names="abcd")  # a class without an image does not matter
 
 
 @pytest.mark.parametrize(("value", "expected"), [(8, 3), (4, 3), (3, 3), (2, 2)])

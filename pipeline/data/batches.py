@@ -52,7 +52,7 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, number):
         """Returns images `(batch, [3,] 3, height, width)`, uint8, and their labels (of triplets, the anchors')."""
         indices = self.batches[number]
-        images = self.data.images[indices]
+        images = self.data.pixels(indices)
         if self.augment != "none":
             generator = np.random.default_rng((self.seed, 3, self.epoch, self.first_batch + number))
             single = images.reshape(-1, *images.shape[-3:])

@@ -1,15 +1,13 @@
 """Decodes image files into arrays of one size, and names files that cannot be read."""
 
-import contextlib
 import errno
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from typing import NamedTuple
 
 import keras
@@ -17,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.image_list import in_lines
-from pipeline.data.pixels import Range, header, rgb_pixels
+from pipeline.data.pixels import Details, Range, digest, displayed_size, rgb_and_details
 from pipeline.errors import InputError
 from pipeline.files import DEVICE_FAILED
 
@@ -31,6 +29,7 @@ class Decoded(NamedTuple):
         images: uint8, shape `(n, 3, height, width)`; those that cannot be read are left as they are.
         digests: n checksums of the images' pixels; `b""` for images that cannot be read.
         errors: dict from indices to the errors of images that cannot be read.
+        details: dict from the other indices to `Details`.
         value_range: lowest and highest value of 16-bit and floating-point images, which become 0 and 255; None without
             such images.
     """
@@ -38,11 +37,12 @@ class Decoded(NamedTuple):
     images: np.ndarray
     digests: list[bytes]
     errors: dict[int, Exception]
+    details: dict[int, Details]
     value_range: Range | None
 
 
 def read_data_set(paths: Sequence[str | os.PathLike], image_size: int, fit: str) -> Decoded:
-    """Reads image files into one array.
+    """Reads image files into one array, each file once.
 
     Images of one size keep that size; if there are several sizes, or larger ones than `image_size`, all are resized.
 
@@ -58,25 +58,43 @@ def read_data_set(paths: Sequence[str | os.PathLike], image_size: int, fit: str)
         InputError: if the images do not fit into memory.
         OSError: if the disk, the network or the system fails; this says nothing about the file.
     """
-    with _threads() as pool:
-        headers = [each for each in pool.map(returning_errors(header), paths) if isinstance(each, tuple)]
-    sizes = {size for size, *_ in headers}
-    size = sizes.pop() if len(sizes) == 1 else (image_size, image_size)
-    if max(size) > image_size:  # shrunk by averaging here; in the network, by picking pixels
-        size = (image_size, image_size)
-    ranges = [value_range for _, value_range, _ in headers if value_range]
-    value_range = (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
-    memory = 3 * math.prod(size) * len(paths) / 2**20
-    print(f"Reading {len(paths):,} images at {size[0]}×{size[1]} pixels: {memory:,.0f} MiB of memory")
-    if value_range:
-        low, high = value_range
-        print(f"{len(ranges):,} images have 16-bit or floating-point pixels: {low:g} becomes black and {high:g} white.")
-    reduced = sum(is_reduced for *_, is_reduced in headers)
+    wanted, size = (image_size, image_size), _first_size(paths)
+    if size is None or max(size) > image_size:  # shrunk by averaging here; in the network, by picking pixels
+        size = wanted
+    decoded = _announced(paths, size, fit, only_this_size=size != wanted)
+    if decoded is None:
+        decoded = _announced(paths, wanted, fit, only_this_size=False)
+    wide = [number for number, each in decoded.details.items() if each.value_range]
+    reduced = sum(each.is_reduced for each in decoded.details.values())
     if reduced:
         print(
             f"Warning: colours of 16 bits are read with the upper 8, and may be nearly black. Such images: {reduced:,}"
         )
-    return _decode(paths, size, fit, value_range)
+    if not wide:
+        return decoded
+    lows, highs = zip(*(decoded.details[number].value_range for number in wide), strict=True)
+    low, high = value_range = min(lows), max(highs)
+    print(f"{len(wide):,} images have 16-bit or floating-point pixels: {low:g} becomes black and {high:g} white.")
+    _decode_into(decoded, paths, wide, fit, value_range)
+    return decoded._replace(value_range=value_range)
+
+
+def _first_size(paths):
+    """Height and width of the first image whose header can be read, None without any."""
+    for path in paths:
+        size = returning_errors(displayed_size)(path)
+        if isinstance(size, tuple):
+            return size
+    return None
+
+
+def _announced(paths, size, fit, only_this_size):
+    """The images as `Decoded`, after a line that says how much memory they take; None if one has another size."""
+    memory = 3 * math.prod(size) * len(paths) / 2**20
+    print(f"Reading {len(paths):,} images at {size[0]}×{size[1]} pixels: {memory:,.0f} MiB of memory")
+    decoded = _empty(len(paths), size)
+    is_complete = _decode_into(decoded, paths, range(len(paths)), fit, None, only_this_size)
+    return decoded if is_complete else None
 
 
 def read_images(
@@ -99,7 +117,8 @@ def read_images(
     Raises:
         InputError: if files cannot be read; the message names the first twenty.
     """
-    decoded = _decode(paths, size, fit, value_range)
+    decoded = _empty(len(paths), size)
+    _decode_into(decoded, paths, range(len(paths)), fit, value_range)
     if decoded.errors:
         named = [f"{paths[number]}: {reason(paths[number], error)}" for number, error in decoded.errors.items()]
         raise InputError(f"Every image file must be readable. Received:{in_lines(named)}")
@@ -119,45 +138,56 @@ def reason(path: str | os.PathLike, error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _decode(paths, size, fit, value_range):
+def _empty(count, size):
     try:
-        images = np.empty((len(paths), 3, *size), "uint8")
+        images = np.empty((count, 3, *size), "uint8")
     except MemoryError as error:
         raise InputError(
-            f"`IMAGE_SIZE` must be small enough for the images to fit into memory. Received: {len(paths):,} images of "
+            f"`IMAGE_SIZE` must be small enough for the images to fit into memory. Received: {count:,} images of "
             f"{size[0]}×{size[1]} pixels ({error})"
         ) from error
-
-    def read(item):
-        number, path = item
-        images[number] = rgb_pixels(path, size, fit, value_range)
-        return blake2b(images[number], digest_size=16).digest()
-
-    with _threads() as pool:
-        results = list(_with_progress(pool.map(returning_errors(read), enumerate(paths)), len(paths)))
-    errors = {number: result for number, result in enumerate(results) if isinstance(result, Exception)}
-    return Decoded(
-        images, [b"" if number in errors else each for number, each in enumerate(results)], errors, value_range
-    )
+    return Decoded(images, [b""] * count, {}, {}, None)
 
 
-def _with_progress(items: Iterable, count: int) -> Iterator:
-    """Yields items; on a terminal with a bar, else with a line a minute."""
-    terminal = sys.stdout.isatty()
-    bar, last = keras.utils.Progbar(count, unit_name="image", verbose=int(terminal)), time.monotonic()
-    for number, item in enumerate(items, 1):
-        yield item
-        if terminal and (number % 256 == 0 or number == count):
-            bar.update(number)
-        elif time.monotonic() - last >= 60:
-            last = time.monotonic()
-            print(f"{number:,} of {count:,} images read")
+def _decode_into(decoded, paths, numbers, fit, value_range, only_this_size=False):
+    """Reads the images with these numbers; returns False as soon as one has another size, if that is not wanted."""
+    size = decoded.images.shape[2:]
 
+    def read(number):
+        pixels, details = rgb_and_details(paths[number], size, fit, value_range)
+        decoded.images[number] = pixels
+        return digest(pixels), details
 
-@contextlib.contextmanager
-def _threads():
+    progress = _Progress(len(numbers))
     with quiet_pillow(), ThreadPoolExecutor() as pool:
-        yield pool
+        for start in range(0, len(numbers), 4096):  # so that few wait for a thread
+            part = numbers[start : start + 4096]
+            for number, result in zip(part, pool.map(returning_errors(read), part), strict=True):
+                progress.step()
+                if isinstance(result, Exception):
+                    decoded.errors[number] = result
+                    continue
+                decoded.digests[number], decoded.details[number] = result
+                if only_this_size and result[1].size != size:
+                    pool.shutdown(cancel_futures=True)
+                    return False
+    return True
+
+
+class _Progress:
+    """How many images have been read: on a terminal as a bar, else as a line a minute."""
+
+    def __init__(self, count):
+        self.count, self.number, self.last = count, 0, time.monotonic()
+        self.bar = keras.utils.Progbar(count, unit_name="image") if sys.stdout.isatty() else None
+
+    def step(self):
+        self.number += 1
+        if self.bar and (self.number % 256 == 0 or self.number == self.count):
+            self.bar.update(self.number)
+        elif not self.bar and time.monotonic() - self.last >= 60:
+            self.last = time.monotonic()
+            print(f"{self.number:,} of {self.count:,} images read")
 
 
 def quiet_pillow():

@@ -11,7 +11,7 @@ from pipeline.data.csv_files import list_csv
 from pipeline.data.folders import list_folder
 from pipeline.data.held_out import with_held_out
 from pipeline.data.image_list import BUILT_IN_DATASETS, TEST, TRAIN, shortened
-from pipeline.data.pixels import image_suffixes
+from pipeline.data.pixels import digest, image_suffixes
 from pipeline.data.reading import read_listed
 from pipeline.data.splits import DataSet, Images, in_parts, split
 
@@ -67,12 +67,12 @@ def load_images(
     parts, test_fraction = with_held_out(class_names, labels, parts, test_fraction, held_out_classes, seed)
     numbers = [str(index) for index in range(len(parts))]  # in place of names
     parts, _ = split(numbers, labels, parts, test_fraction, validation_fraction, seed)
-    return in_parts(everything, parts, class_names)
+    return in_parts(everything, parts, class_names, [digest(image) for image in everything.array])
 
 
 def print_summary(data: DataSet) -> None:
     """Prints the number of images in each part, their size and their classes."""
-    height, width = data.train.images.shape[2:]
+    height, width = data.train.array.shape[2:]
     names = data.class_names
     print(
         f"{len(data.train.labels):,} images for training, {len(data.validation.labels):,} for validation, "

@@ -6,6 +6,8 @@ import os
 import struct
 import threading
 from functools import lru_cache
+from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,6 +27,8 @@ TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+TURNED = (5, 6, 7, 8)  # by 90 degrees
+DRAFT = 3  # from which on reducing first makes no visible difference (Pillow's documentation of `reducing_gap`)
 WIDE = ("uint16", "float32")  # types of arrays that are scaled by the range of the run
 _LARGE = threading.Lock()  # images that take hundreds of megabytes are decoded one at a time
 
@@ -93,23 +97,13 @@ def _jpeg_segments(file, with_exif):
             yield segment
 
 
-def header(path: str | os.PathLike) -> tuple[tuple[int, int], Range | None, bool]:
-    """Displayed height and width of an image file, the range of its values if they need more than 8 bits, else None.
-
-    The third item is whether the file has 16 bits that Pillow reduces to 8: those of colours or of grey with opacity.
-    """
-    with _opened(path) as image:
-        width, height = image.size
-        wide = image.mode.startswith("I") or image.mode == "F"
-        value_range = (float((values := _values(image)).min()), float(values.max())) if wide else None
-        details = [str(tile[3]) for tile in image.tile]  # of PNG and TIFF, and of PPM, with the highest value
-        is_reduced = not wide and any(";16" in each or "65535" in each for each in details)
-        turned = _orientation(image) in (5, 6, 7, 8)
-        return ((width, height) if turned else (height, width)), value_range, is_reduced
+def digest(pixels: np.ndarray) -> bytes:
+    """A checksum of an image's pixels, which no two different images have in common (BLAKE2b, 16 bytes)."""
+    return blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
 
 
 def _orientation(image):
-    """EXIF's orientation, 5 to 8 with a turn of 90 degrees; 1 if the metadata are corrupt."""
+    """EXIF's orientation, 1 if the metadata are corrupt."""
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:  # Pillow raises many types
@@ -135,6 +129,26 @@ def _from_array(array):
     )
 
 
+class Details(NamedTuple):
+    """What an image file is like.
+
+    Attributes:
+        size: `(height, width)` in pixels, as it is displayed.
+        value_range: lowest and highest value of an image whose values need more than 8 bits, else None.
+        is_reduced: whether it has 16 bits that Pillow reduces to 8: those of colours or of grey with opacity.
+    """
+
+    size: tuple[int, int]
+    value_range: Range | None
+    is_reduced: bool
+
+
+def displayed_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Height and width of an image file, as it is displayed, from its header."""
+    with _opened(path) as image:
+        return _size(image)
+
+
 def rgb_pixels(
     source: str | os.PathLike | np.ndarray | Image.Image, size: tuple[int, int], fit: str, value_range: Range | None
 ) -> np.ndarray:
@@ -142,39 +156,84 @@ def rgb_pixels(
 
     The source is the path of a file, an array of shape `(height, width, 3)` or `(height, width)`, or Pillow's image.
     """
+    return rgb_and_details(source, size, fit, value_range)[0]
+
+
+def rgb_and_details(
+    source: str | os.PathLike | np.ndarray | Image.Image, size: tuple[int, int], fit: str, value_range: Range | None
+) -> tuple[np.ndarray, Details]:
+    """What `rgb_pixels` returns, and the `Details`."""
     is_path = isinstance(source, (str, os.PathLike))
     image = source if isinstance(source, Image.Image) else None if is_path else _from_array(np.asarray(source))
-    with (
-        contextlib.nullcontext(image) if image else _opened(source) as image,
-        _LARGE if image.width * image.height > 2**26 else contextlib.nullcontext(),
-    ):
-        orientation = _orientation(image)
-        try:
-            image.load()
-        except OSError:  # truncated
+    with contextlib.nullcontext(image) if image else _opened(source) as image:
+        # Of PNG and TIFF, and of PPM, with the highest value; before a PNG file is loaded, which its metadata need.
+        stored = [str(tile[3]) for tile in image.tile] if is_path else []
+        orientation, displayed = _orientation(image), _size(image)
+        wanted = _fitted(displayed, size, fit)  # height and width
+        width, height = wanted if orientation in TURNED else wanted[::-1]  # as it is stored
+        # A JPEG decoder reduces a large image by 2, 4 or 8 itself.
+        reduced = image.draft(None, (DRAFT * width, DRAFT * height)) if is_path else None
+        box = reduced[1] if reduced else None
+        with _LARGE if image.width * image.height > 2**26 else contextlib.nullcontext():
+            image = _loaded(image, source if is_path else None)
+            image, own_range = _of_8_bits(image, value_range)
+            is_reduced = not own_range and any(";16" in each or "65535" in each for each in stored)
+            image = _rgb(image)
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling.BILINEAR, box)
+            if orientation in TRANSPOSED:
+                image = image.transpose(TRANSPOSED[orientation])
+            if wanted != size:
+                image = _padded(image, size)
+            return np.asarray(image).transpose(2, 0, 1), Details(displayed, own_range, is_reduced)
+
+
+def _size(image):
+    width, height = image.size
+    return (width, height) if _orientation(image) in TURNED else (height, width)
+
+
+def _fitted(displayed, size, fit):
+    """Height and width to which an image is resized: padding never enlarges it, and keeps its shape."""
+    if fit == "scale":
+        return tuple(size)
+    factor = min(1, *(wanted / given for wanted, given in zip(size, displayed, strict=True)))
+    return tuple(max(1, round(factor * given)) for given in displayed)
+
+
+def _loaded(image, path):
+    """The image with its pixels; without its metadata, if these are what cannot be read."""
+    try:
+        image.load()
+    except OSError:  # truncated
+        raise
+    except Exception:  # perhaps because of metadata after the pixels
+        content = _without_metadata(path) if path else None
+        if content is None:
             raise
-        except Exception:  # perhaps because of metadata after the pixels
-            content = _without_metadata(source) if is_path else None
-            if content is None:
-                raise
-            image = Image.open(content)
-        if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip them, not scale
-            low, high = value_range or ((0, 1) if image.mode == "F" else (0, 65535))
-            scaled = (_values(image).astype("float64") - low) * (255 / ((high - low) or 1))
-            image = Image.fromarray(np.rint(scaled).clip(0, 255).astype("uint8"))
-        if orientation in TRANSPOSED:
-            image = image.transpose(TRANSPOSED[orientation])
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
-        height, width = size
-        if image.size != (width, height):
-            if fit == "scale":
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
-            else:
-                image.thumbnail((width, height), Image.Resampling.BILINEAR, reducing_gap=None)  # never enlarges
-                canvas = Image.new("RGB", (width, height))
-                canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
-                image = canvas
-        return np.asarray(image).transpose(2, 0, 1)
+        return Image.open(content)
+    return image
+
+
+def _of_8_bits(image, value_range):
+    """An image whose values have 8 bits, and the range of its values if they had more; Pillow would clip them."""
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return image, None
+    values = _values(image)
+    low, high = value_range or ((0, 1) if image.mode == "F" else (0, 65535))
+    scaled = (values.astype("float64") - low) * (255 / ((high - low) or 1))
+    return Image.fromarray(np.rint(scaled).clip(0, 255).astype("uint8")), (float(values.min()), float(values.max()))
+
+
+def _rgb(image):
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _padded(image, size):
+    height, width = size
+    canvas = Image.new("RGB", (width, height))
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas

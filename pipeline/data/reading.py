@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.data.held_out import with_held_out
 from pipeline.data.image_files import read_data_set, reason
-from pipeline.data.image_list import HELD_OUT, PARTS, TEST, TRAIN, VALIDATION, ImageList, in_lines, shortened
+from pipeline.data.image_list import HELD_OUT, TEST, TRAIN, VALIDATION, ImageList, in_lines, shortened
 from pipeline.data.splits import DataSet, Images, in_parts, repeated_images, split
 from pipeline.errors import InputError
 
@@ -29,7 +29,7 @@ def read_listed(
         fractions: `test_fraction`, `validation_fraction` and `seed` of `splits.split`.
 
     Returns:
-        `DataSet`, whose parts are views of one array.
+        `DataSet`.
 
     Raises:
         InputError: if images or classes cannot be used; the message says all that is wrong, and names the first twenty.
@@ -39,17 +39,15 @@ def read_listed(
     parts, test_fraction = with_held_out(*classes, test_fraction, held_out_classes, seed)
     listed, fractions = listed._replace(parts=parts), (test_fraction, validation_fraction, seed)
     keys = [group or name for group, name in zip(listed.groups, listed.names, strict=True)]
-    parts, kept, wrong = _split(range(len(keys)), keys, listed, fractions)
-    order = sorted(range(len(keys)), key=lambda index: PARTS.index(parts[index]))  # so that each part can be a view
-    decoded = read_data_set([listed.paths[index] for index in order], image_size, fit)
-    digests = dict(zip(order, decoded.digests, strict=True))  # index in `listed` -> checksum
-    errors = {order[place]: error for place, error in decoded.errors.items()}
+    decoded = read_data_set(listed.paths, image_size, fit)
+    digests, errors = decoded.digests, decoded.errors
     unread = sorted(f"{listed.paths[index]}: {reason(listed.paths[index], error)}" for index, error in errors.items())
-    parts = {index: part for index, part in parts.items() if index not in errors}
+    readable = [index for index in range(len(keys)) if index not in errors]
+    # Each class keeps two images that can be read.
+    parts, kept, wrong = _split(range(len(keys)) if unreadable == "stop" else readable, keys, listed, fractions)
     if unread and unreadable == "stop":
         wrong += [f"files that cannot be read; --unreadable-images skip leaves them out: {len(unread):,}", *unread]
-    elif unread:  # each class keeps two images that can be read
-        parts, kept, wrong = _split(parts, keys, listed, fractions)
+        parts = {index: parts[index] for index in readable}
 
     repeated = repeated_images(digests, parts)
     counts = Counter(listed.labels[index] for index, part in parts.items() if part == TRAIN and index not in repeated)
@@ -67,9 +65,8 @@ def read_listed(
             "every class needs two training images; --small-classes skip leaves out those with fewer: "
             + shortened(small_names),
         )
-    places = [place for place, index in enumerate(order) if index in parts and index not in repeated]
-    places.sort(key=lambda place: PARTS.index(parts[order[place]]))
-    left = {parts[order[place]] for place in places}
+    chosen = [index for index in parts if index not in repeated]
+    left = {parts[index] for index in chosen}
     wants_test = test_fraction or TEST in listed.parts or not held_out  # else all its test images are held out
     needed = [TRAIN, VALIDATION, *([TEST] if wants_test else []), *([HELD_OUT] if held_out else [])]
     if not wrong and (len(small) > len(known) - 2 or not left.issuperset(needed)):
@@ -84,13 +81,12 @@ def read_listed(
         print(f"Skipped files that cannot be read: {len(unread):,}{in_lines(unread)}")
     if small:
         print(f"Skipped classes with fewer than two training images: {len(small):,}, {shortened(small_names)}")
-    used = {order[place]: parts[order[place]] for place in places}
+    used = {index: parts[index] for index in chosen}
     _print_notes(listed, used, [index for index in kept if index in used])
-    images = decoded.images if len(places) == len(order) else decoded.images[places]  # a copy only if it must be
-    chosen = [order[place] for place in places]
     labels = np.array([listed.labels[index] for index in chosen], "int32")
-    everything = Images(images, labels, np.array(_names(listed, chosen), object))
-    return in_parts(everything, [parts[index] for index in chosen], listed.class_names, decoded.value_range)
+    everything = Images(decoded.images, labels, np.array(_names(listed, chosen), object), np.array(chosen))
+    parts, digests = [parts[index] for index in chosen], [digests[index] for index in chosen]
+    return in_parts(everything, parts, listed.class_names, digests, decoded.value_range)
 
 
 def _names(listed, indices):

@@ -4,7 +4,7 @@ import math
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,21 +13,29 @@ from pipeline.errors import InputError
 
 
 class Images(NamedTuple):
-    """Labelled images.
+    """Labelled images, which are some of the images of an array that all parts of a data set share.
 
     Attributes:
-        images: uint8, RGB from 0 to 255, shape `(n, 3, height, width)`.
+        array: uint8, RGB from 0 to 255, shape `(all, 3, height, width)`.
         labels: int32, the index of each image's class name, shape `(n,)`.
         names: str, where each image comes from: its path in the data set; shape `(n,)`. None if that is unknown.
+        places: integers, where each image is in the array, shape `(n,)`. None if they are all of its images, in order.
     """
 
-    images: np.ndarray
+    array: np.ndarray
     labels: np.ndarray
     names: np.ndarray | None = None
+    places: np.ndarray | None = None
 
-    def of(self, chosen: np.ndarray | slice) -> "Images":
-        """Some of the images."""
-        return Images(*(each if each is None else each[chosen] for each in self))
+    def of(self, chosen: np.ndarray) -> "Images":
+        """Some of the images; their pixels are not copied."""
+        places = np.arange(len(self.labels)) if self.places is None else self.places
+        names = None if self.names is None else self.names[chosen]
+        return Images(self.array, self.labels[chosen], names, places[chosen])
+
+    def pixels(self, chosen: Any = slice(None)) -> np.ndarray:
+        """The pixels of some of the images, chosen as by an index of NumPy; of all images if not given."""
+        return self.array[chosen if self.places is None else self.places[chosen]]
 
     def name_of(self, index: int) -> str:
         """Where an image comes from; its number if that is unknown."""
@@ -44,6 +52,7 @@ class DataSet(NamedTuple):
         class_names: list of str, the classes that train.
         held_out_names: list of str, the others. A label is an index into `class_names + held_out_names`.
         value_range: lowest and highest value of 16-bit and floating-point image files, None without such files.
+        checksum: int, CRC-32; it changes with every pixel, label and class name, and with the order.
     """
 
     train: Images
@@ -53,6 +62,7 @@ class DataSet(NamedTuple):
     class_names: list[str]
     held_out_names: list[str]
     value_range: tuple[float, float] | None = None
+    checksum: int = 0
 
     def shown(self) -> tuple[Images, list[str]]:
         """The images that figures show, and their classes: for testing or, without any, the held-out ones."""
@@ -63,14 +73,19 @@ class DataSet(NamedTuple):
 
 
 def in_parts(
-    everything: Images, parts: Sequence[str], class_names: list[str], value_range: tuple[float, float] | None = None
+    everything: Images,
+    parts: Sequence[str],
+    class_names: list[str],
+    digests: Sequence[bytes],
+    value_range: tuple[float, float] | None = None,
 ) -> DataSet:
-    """Divides images into their parts: views, not copies, if they are ordered by part.
+    """Divides images into their parts.
 
     Args:
         everything: `Images`, whose labels are indices into `class_names`.
         parts: one of `PARTS` for each image.
         class_names: list of str. Classes without an image are left out, and the labels change accordingly.
+        digests: a checksum of the pixels of each image.
         value_range: as in `DataSet`.
     """
     numbers, divided = np.array([PARTS.index(part) for part in parts]), {}
@@ -79,13 +94,13 @@ def in_parts(
     new_labels = np.zeros(len(class_names), "int32")
     new_labels[np.concatenate([known, held_out])] = np.arange(len(known) + len(held_out))
     everything = everything._replace(labels=new_labels[everything.labels])
+    names = [[class_names[label] for label in labels] for labels in (known, held_out)]
+    checksum = zlib.crc32("\0".join(names[0] + names[1]).encode("utf-8", "surrogateescape"))
     for number, part in enumerate(PARTS):
         chosen = np.flatnonzero(numbers == number)
-        if len(chosen) and chosen[-1] - chosen[0] + 1 == len(chosen):
-            chosen = slice(chosen[0], chosen[-1] + 1)
         divided[part] = everything.of(chosen)
-    names = ([class_names[label] for label in labels] for labels in (known, held_out))
-    return DataSet(*divided.values(), *names, value_range)
+        checksum = zlib.crc32(divided[part].labels, zlib.crc32(b"".join(digests[place] for place in chosen), checksum))
+    return DataSet(*divided.values(), *names, value_range, checksum)
 
 
 def split(
@@ -188,14 +203,6 @@ def sample(data: Images, count: int, seed: int) -> Images:
     members = [generator.permutation(np.flatnonzero(data.labels == label))[:per_class] for label in classes]
     chosen = np.sort(np.concatenate(members))
     return data.of(chosen)
-
-
-def checksum(parts: tuple[Images, ...], class_names: list[str]) -> int:
-    """CRC-32 of images, labels and class names; it changes when any of them changes."""
-    value = zlib.crc32("\0".join(class_names).encode("utf-8", "surrogateescape"))
-    for part in parts:
-        value = zlib.crc32(part.labels, zlib.crc32(np.ascontiguousarray(part.images), value))
-    return value
 
 
 def at_most(name: str, value: int, limit: int, limit_is: str) -> int:

@@ -21,6 +21,7 @@ RAW_PIXELS, POOLED = "raw pixels", "pooled features"
 LINEAR = "logistic regression"
 CROSS_ENTROPY, CROSS_ENTROPY_FEATURES = "cross-entropy", "cross-entropy features"
 STEP = 3  # a training step takes about three times as long as a prediction
+PIXELS = 32  # height and width of the images that are compared by their pixels
 LEAST_SECONDS = 60  # that a linear classifier may always take
 
 
@@ -195,16 +196,15 @@ def raw_pixels(data: Images) -> np.ndarray:
     Returns:
         float32 from 0 to 1, shape `(n, 3 * height * width)`.
     """
-    images = data.images
-    if max(images.shape[2:]) > 32:
-        shrunk = [
-            keras.ops.image.resize(
-                keras.ops.cast(images[start : start + 256], "float32"),
-                (32, 32),
-                antialias=True,
-                data_format="channels_first",
+    size = data.array.shape[2:]
+    is_large = max(size) > PIXELS
+    pixels = np.empty((len(data.labels), 3, *((PIXELS, PIXELS) if is_large else size)), "float32")
+    for start in range(0, len(pixels), 256):
+        images = data.pixels(slice(start, start + 256))
+        if is_large:
+            images = keras.ops.image.resize(
+                keras.ops.cast(images, "float32"), (PIXELS, PIXELS), antialias=True, data_format="channels_first"
             )
-            for start in range(0, len(images), 256)
-        ]
-        images = np.concatenate([keras.ops.convert_to_numpy(batch) for batch in shrunk])
-    return images.reshape(len(images), -1).astype("float32") / 255
+        pixels[start : start + 256] = keras.ops.convert_to_numpy(images)
+    pixels /= 255
+    return pixels.reshape(len(pixels), -1)

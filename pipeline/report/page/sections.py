@@ -209,4 +209,4 @@ def _neighbours(data, results, number, count, thumbnails):
 
 def _thumbnail(part: str, images: Images, index: int, thumbnails: Thumbnails) -> dict[str, Any]:
     """The place of an image among the thumbnails, and its name."""
-    return {"place": thumbnails.add(part, index, images.images[index]), "name": printable(images.name_of(index))}
+    return {"place": thumbnails.add(part, index, images.pixels(index)), "name": printable(images.name_of(index))}
