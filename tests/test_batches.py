@@ -1,5 +1,6 @@
 """Batches over random data sets and seeds: their images, their order, and the augmentation."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -157,6 +158,15 @@ def test_images_are_shifted_by_up_to_an_eighth_and_mirrored_if_asked(augment, sh
     else:
         assert 500 < mirrored < 700
         assert len(counts) == 2 * 3 * 7
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 1), (2, 2)])
+def test_tiny_images_are_shifted_by_a_pixel_at_most(size):
+    image = np.random.default_rng(4).integers(0, 256, (3, *size), "uint8")
+    batches = Batches(Images(image[None], np.zeros(1, int)), lambda _: [np.zeros(300, int)], 0, "shift_flip")
+    ways = itertools.product((-1, 0, 1), (-1, 0, 1), (False, True))
+    possible = {shifted(image, *way).tobytes() for way in ways}
+    assert {each.tobytes() for each in batches[0][0]} == possible
 
 
 def test_predict_receives_the_images_in_order():

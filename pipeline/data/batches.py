@@ -52,12 +52,13 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, number):
         """Returns images `(batch, [3,] 3, height, width)`, uint8, and their labels (of triplets, the anchors')."""
         indices = self.batches[number]
-        images = self.data.pixels(indices)
-        if self.augment != "none":
+        labels, flip = self.data.labels[indices], self.augment == "shift_flip"
+        if self.augment == "none":
+            images = self.data.pixels(indices)
+        else:
             generator = np.random.default_rng((self.seed, 3, self.epoch, self.first_batch + number))
-            single = images.reshape(-1, *images.shape[-3:])
-            images = _augmented(single, self.augment == "shift_flip", generator).reshape(images.shape)
-        labels = self.data.labels[indices]
+            images = _augmented(self.data, indices.reshape(-1), flip, generator)
+            images = images.reshape(*indices.shape, *images.shape[1:])
         return images, labels if labels.ndim == 1 else labels[:, 0]
 
 
@@ -183,16 +184,26 @@ def random_triplets(labels: np.ndarray, triplets_per_batch: int) -> Plan:
     return plan
 
 
-def _augmented(images, flip, generator):
-    """Shifts images at random, and mirrors half of them if `flip`; keeps shape and dtype."""
-    count, _, height, width = images.shape
-    down, right = math.ceil(height / 8), math.ceil(width / 8)
-    padded = np.pad(images, ((0, 0), (0, 0), (down, down), (right, right)), mode="reflect")
-    tops = generator.integers(0, 2 * down + 1, count)
-    lefts = generator.integers(0, 2 * right + 1, count)
+def _augmented(data, indices, flip, generator):
+    """Images, each shifted at random while it is copied into the batch, and half of them mirrored if `flip`."""
+    height, width = data.array.shape[2:]
+    down, right, count = math.ceil(height / 8), math.ceil(width / 8), len(indices)
+    downward = generator.integers(-down, down + 1, count) * (height > 1)
+    rightward = generator.integers(-right, right + 1, count) * (width > 1)
     mirrored = generator.random(count) < (0.5 if flip else 0)
-    shifted = np.empty_like(images)
-    for number, (top, left) in enumerate(zip(tops, lefts, strict=True)):
-        cut = padded[number, :, top : top + height, left : left + width]
-        shifted[number] = cut[:, :, ::-1] if mirrored[number] else cut
-    return shifted
+    batch, rows = np.empty((count, *data.array.shape[1:]), "uint8"), np.arange(height)
+    for number, (y, x) in enumerate(zip(downward.tolist(), rightward.tolist(), strict=True)):
+        image, target = data.pixels(indices[number]), batch[number]
+        if mirrored[number]:
+            target = target[..., ::-1]
+        if y:
+            from_row = np.abs(rows + y)
+            image = image.take(np.minimum(from_row, 2 * (height - 1) - from_row), axis=1)
+        inside = width - abs(x)  # columns that do not come from the mirrored border
+        if x >= 0:
+            target[..., :inside] = image[..., x:]
+            target[..., inside:] = image[..., inside - 1 : width - 1][..., ::-1]
+        else:
+            target[..., -inside:] = image[..., :inside]
+            target[..., :-inside] = image[..., 1 : 1 - x][..., ::-1]
+    return batch
