@@ -49,6 +49,8 @@ EXPORT_EMBEDDINGS = False  # True also writes embeddings.csv, and files for Tens
 PRECISION = "auto"  # "auto" is mixed_float16 on a GPU and float32 on a CPU; mixed_bfloat16 needs an Ampere GPU or newer
 SEED = 0  # of the split, the weights, the batches and the augmentation
 CHECKPOINT_MINUTES = 5.0  # minutes between checkpoints
+IMAGES_IN = "auto"  # "memory", "disk", or "auto": memory if the decoded images take at most half of what is free
+CACHE_FOLDER = "auto"  # for decoded images on disk; "auto" is ~/.keras/decoded_images, which may be deleted
 OVERWRITE = False  # replaces the run in RUN_FOLDER; otherwise it is resumed, or shown if it is finished
 RUN_FOLDER = "run"  # where the model, the report and the figures go
 # ----------------------------------------------------------------------------------------------------------------------
@@ -86,8 +88,8 @@ def main():
     precision = keras_settings.set_precision(PRECISION, IMAGE_SIZE)
 
     # Load and split the images.
-    fractions = TEST_FRACTION, VALIDATION_FRACTION
-    data = load_images(DATASET, IMAGE_SIZE, FIT, *fractions, SEED, UNREADABLE_IMAGES, SMALL_CLASSES, HELD_OUT_CLASSES)
+    fractions, left_out = (TEST_FRACTION, VALIDATION_FRACTION), (UNREADABLE_IMAGES, SMALL_CLASSES, HELD_OUT_CLASSES)
+    data = load_images(DATASET, IMAGE_SIZE, FIT, *fractions, SEED, *left_out, IMAGES_IN, CACHE_FOLDER)
     train, validation, _, _, class_names, held_out_names, value_range, checksum = data
     print_summary(data)
     neighbours = at_most("NEIGHBOURS", NEIGHBOURS, len(train.labels), "the number of training images")

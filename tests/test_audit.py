@@ -38,7 +38,7 @@ def data():
 
 
 def pixels_of(data):
-    return {part: raw_pixels(getattr(data, part)) for part in ("train", "validation", "test", "held_out")}
+    return raw_pixels([data.train, data.validation, data.test, data.held_out], None)
 
 
 def copy(data, source, index, target, place):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from pipeline import system_memory
 from pipeline.data.splits import DataSet, Images
 from pipeline.neighbours import evaluate, retrieval_scores
 from pipeline.report import controls as controls_module
@@ -190,15 +191,21 @@ def test_a_classifier_is_compared_by_its_own_predictions_and_by_its_features(dat
     assert_same_methods(measure_cross_entropy(tmp_path, None, None, 3), methods)
 
 
-def test_raw_pixels_are_exact_in_small_images_and_averages_in_large_ones():
+@pytest.mark.parametrize("free", [None, 2**40, 0], ids=["unknown memory", "memory", "no memory"])
+def test_raw_pixels_are_exact_in_small_images_and_averages_in_large_ones(free, tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     small = generator.integers(0, 256, (5, 3, 32, 20), "uint8")
-    pixels = raw_pixels(Images(small, np.zeros(5, int)))
+    monkeypatch.setattr(system_memory, "free_memory", lambda: free)
+    pixels = raw_pixels([Images(small, np.zeros(5, int))], tmp_path)
     assert pixels.dtype == np.float32
     np.testing.assert_allclose(pixels.reshape(small.shape), small / 255, rtol=1e-6)
+    assert isinstance(pixels.base.base, np.memmap) == (free == 0)
+    two = Images(small, np.zeros(2, int), None, np.array([4, 1]))
+    both = raw_pixels([two, Images(small, np.zeros(5, int))], tmp_path)
+    np.testing.assert_array_equal(both, pixels[[4, 1, 0, 1, 2, 3, 4]])
     colours = generator.integers(0, 256, (300, 3, 1, 1), "uint8")  # more images than are resized at once
     large = np.tile(colours, (1, 1, 48, 128))
     large[0] = 200 * (np.arange(128) % 4 == 0)  # stripes, of which only an average remains
-    shrunk = raw_pixels(Images(large, np.zeros(300, int))).reshape(300, 3, 32, 32)
+    shrunk = raw_pixels([Images(large, np.zeros(300, int))], tmp_path).reshape(300, 3, 32, 32)
     np.testing.assert_allclose(shrunk[0, :, :, 2:-2], 50 / 255, atol=0.02)
     np.testing.assert_allclose(shrunk[1:], np.broadcast_to(colours[1:] / 255, (299, 3, 32, 32)), atol=1e-5)

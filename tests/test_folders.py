@@ -129,7 +129,7 @@ def test_folders_of_parts_have_any_usual_name(names, tmp_path):
     assert {part for part, *_ in found} == {expected[name[:3].lower()] for name in names}
     for part, class_name, key, _ in found:
         assert part == expected[key[:3].lower()] and class_name in "ab"
-    check_folder(tmp_path, "elsewhere")
+    check_folder(tmp_path)
 
 
 MISFITS = {
@@ -150,7 +150,7 @@ MISFITS = {
 def test_names_that_look_like_parts_and_do_not_fit_are_refused(names, tmp_path):
     touch(tmp_path, *names)
     with pytest.raises(InputError, match=r"folders train/, test/ and.* Rename .*class folders\)") as raised:
-        check_folder(tmp_path, "elsewhere")
+        check_folder(tmp_path)
     assert names[0].split("/")[0] + "/" in str(raised.value)
 
 
@@ -206,22 +206,21 @@ def test_composed_and_decomposed_accents_are_one_class(tmp_path):
 
 def test_folders_that_cannot_be_a_data_set_are_refused(tmp_path):
     touch(tmp_path, "a/1.png", "b/1.png", "alone/a/1.png")
-    for folder, run_folder, reason in [
-        (tmp_path, tmp_path / "a" / "run", "`RUN_FOLDER` must not be inside `DATASET`"),
-        (tmp_path / "alone", "run", "at least two classes.* with 1$"),
-        (tmp_path / "a", "run", "at least two classes.* with 0$"),
-        (tmp_path / "gone", "run", "must be a readable folder"),
+    for folder, reason in [
+        (tmp_path / "alone", "at least two classes.* with 1$"),
+        (tmp_path / "a", "at least two classes.* with 0$"),
+        (tmp_path / "gone", "must be a readable folder"),
     ]:
         with pytest.raises(InputError, match=reason):
-            check_folder(folder, run_folder)
+            check_folder(folder)
 
 
 def test_the_classes_that_train_are_returned_sorted(tmp_path):
     touch(tmp_path, "flat/b/1.png", "flat/a/1.png", "flat/.cache/1.png", "flat/notes.txt")
-    assert check_folder(tmp_path / "flat", tmp_path / "run") == ["a", "b"]
+    assert check_folder(tmp_path / "flat") == ["a", "b"]
     for path in ("train/b", "train/a", "val/a", "test/a", "test/tested"):
         touch(tmp_path / "split", f"{path}/1.png")
-    assert check_folder(tmp_path / "split", tmp_path / "run") == ["a", "b"]
+    assert check_folder(tmp_path / "split") == ["a", "b"]
 
 
 def test_files_and_the_images_of_folders_are_found_in_a_fixed_order(tmp_path):

@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import pytest
 
+from pipeline import system_memory
 from pipeline.data.batches import Batches, in_order
 from pipeline.data.splits import Images
 from pipeline.errors import InputError
-from pipeline.settings import devices
 from pipeline.training import memory
 
 MIB = 2**20
@@ -64,7 +64,7 @@ def test_the_explanation_names_a_batch_that_a_step_has_shown_to_fit(most, triple
 
 
 def test_a_batch_that_surely_fits_is_not_measured(monkeypatch):
-    monkeypatch.setattr(devices, "free_memory", lambda: 2**40)
+    monkeypatch.setattr(system_memory, "free_memory", lambda: 2**40)
     monkeypatch.setattr(memory, "_step", None)
     memory.check_first_batch(small_model(), batches_of(64))
 
@@ -82,7 +82,7 @@ def test_a_batch_is_judged_by_a_part_of_it_and_the_model_stays_as_it_was(free, r
 
     step = memory._step
     monkeypatch.setattr(memory, "_step", lambda *given: (rows.append(given[-1]), step(*given)))
-    monkeypatch.setattr(devices, "free_memory", lambda: free)
+    monkeypatch.setattr(system_memory, "free_memory", lambda: free)
     monkeypatch.setattr(memory, "_highest_memory", measured)
     monkeypatch.setattr(memory, "LARGEST_FACTOR", 10**6)
     if refused:
@@ -103,7 +103,7 @@ def test_a_triplet_has_three_images(monkeypatch):
     for triplets in (False, True):
         steps = []
         for free in range(10**6, 3 * 10**7, 10**5):
-            monkeypatch.setattr(devices, "free_memory", lambda free=free: free)
+            monkeypatch.setattr(system_memory, "free_memory", lambda free=free: free)
             before = len(steps)
             memory.check_first_batch(model, batches_of(60, triplets))
             if len(steps) == before:

@@ -100,6 +100,8 @@ CASES = {
     ),
     "SEED": (["-1", str(2**31), "0.5"], ["0", str(2**31 - 1)], ["from 0", "2**31"], "INT"),
     "CHECKPOINT_MINUTES": (["0", "-5", "inf", "soon"], ["0.1", "60"], ["above 0"], "FLOAT"),
+    "IMAGES_IN": (["ram", ""], ["auto", "memory", "disk"], ["auto", "memory", "disk"], "{auto,memory,disk}"),
+    "CACHE_FOLDER": (["", "  ", "a\0b"], ["auto", "my cache"], ["auto", "folder"], "auto|PATH"),
     "RUN_FOLDER": (["", "  ", "a\0b"], ["runs/second", "my run"], ["folder"], "PATH"),
 }
 FLAGS = ("OVERWRITE", "EXPORT_EMBEDDINGS")
@@ -431,8 +433,9 @@ def test_a_run_inside_the_images_and_half_a_split_are_refused(tmp_path):
     with pytest.raises(InputError, match="`DATASET` must have its parts in folders train/, test/"):
         read("--dataset", "images")
     for run in ("flat", "flat/run", "run/../flat/a"):
-        with pytest.raises(InputError, match="`RUN_FOLDER` must not be inside `DATASET`"):
-            read("--dataset", "flat", "--run-folder", run)
+        for name in ("run", "cache"):
+            with pytest.raises(InputError, match=f"`{name.upper()}_FOLDER` must not be inside `DATASET`"):
+                read("--dataset", "flat", f"--{name}-folder", run)
     assert read("--dataset", "flat", "--run-folder", "flat2")
 
 

@@ -32,21 +32,18 @@ PART_LIKE = re.compile(
 )
 
 
-def check_folder(folder: str | os.PathLike, run_folder: str | os.PathLike) -> list[str]:
+def check_folder(folder: str | os.PathLike) -> list[str]:
     """Checks the class folders of a data set without looking at the images.
 
     Args:
         folder: path of the data set.
-        run_folder: path of the run folder, which must not be inside it.
 
     Returns:
         The names of the classes that train, sorted.
 
     Raises:
-        InputError: as `class_folders`, or if the run folder is inside the data set or there are fewer than two classes.
+        InputError: as `class_folders`, or if there are fewer than two classes.
     """
-    if Path(os.path.realpath(run_folder)).is_relative_to(os.path.realpath(folder)):
-        raise InputError(f"`RUN_FOLDER` must not be inside `DATASET`. Received: {str(run_folder)!r} in {str(folder)!r}")
     classes = list(class_folders(folder))
     if len(classes) < 2:
         raise InputError(

@@ -1,7 +1,7 @@
 """Decodes image files into arrays of one size, and names files that cannot be read."""
 
+import contextlib
 import errno
-import math
 import os
 import sys
 import time
@@ -14,11 +14,14 @@ import keras
 import numpy as np
 from PIL import Image
 
+from pipeline.data import image_store
 from pipeline.data.image_list import in_lines
-from pipeline.data.pixels import Details, Range, digest, displayed_size, rgb_and_details
+from pipeline.data.image_store import READ, UNREADABLE
+from pipeline.data.pixels import Range, digest, displayed_size, rgb_and_details
 from pipeline.errors import InputError
 from pipeline.files import DEVICE_FAILED
 
+CHUNK = 4096  # images after which progress is saved
 NOT_THE_FILE = (*DEVICE_FAILED, errno.ENOMEM)  # errors that say nothing about the file
 
 
@@ -29,7 +32,6 @@ class Decoded(NamedTuple):
         images: uint8, shape `(n, 3, height, width)`; those that cannot be read are left as they are.
         digests: n checksums of the images' pixels; `b""` for images that cannot be read.
         errors: dict from indices to the errors of images that cannot be read.
-        details: dict from the other indices to `Details`.
         value_range: lowest and highest value of 16-bit and floating-point images, which become 0 and 255; None without
             such images.
     """
@@ -37,11 +39,12 @@ class Decoded(NamedTuple):
     images: np.ndarray
     digests: list[bytes]
     errors: dict[int, Exception]
-    details: dict[int, Details]
     value_range: Range | None
 
 
-def read_data_set(paths: Sequence[str | os.PathLike], image_size: int, fit: str) -> Decoded:
+def read_data_set(
+    paths: Sequence[str | os.PathLike], image_size: int, fit: str, images_in: str = "memory", cache: str = "auto"
+) -> Decoded:
     """Reads image files into one array, each file once.
 
     Images of one size keep that size; if there are several sizes, or larger ones than `image_size`, all are resized.
@@ -50,33 +53,35 @@ def read_data_set(paths: Sequence[str | os.PathLike], image_size: int, fit: str)
         paths: paths of the files.
         image_size: int, pixels.
         fit: `"scale"` or `"pad"`, as in `read_images`.
+        images_in, cache: where the array is, as in `image_store.opened`.
 
     Returns:
         `Decoded`, in the order of `paths`.
 
     Raises:
-        InputError: if the images do not fit into memory.
+        InputError: if there is not enough space for the images.
         OSError: if the disk, the network or the system fails; this says nothing about the file.
     """
-    wanted, size = (image_size, image_size), _first_size(paths)
-    if size is None or max(size) > image_size:  # shrunk by averaging here; in the network, by picking pixels
-        size = wanted
-    decoded = _announced(paths, size, fit, only_this_size=size != wanted)
-    if decoded is None:
-        decoded = _announced(paths, wanted, fit, only_this_size=False)
-    wide = [number for number, each in decoded.details.items() if each.value_range]
-    reduced = sum(each.is_reduced for each in decoded.details.values())
-    if reduced:
-        print(
-            f"Warning: colours of 16 bits are read with the upper 8, and may be nearly black. Such images: {reduced:,}"
-        )
-    if not wide:
-        return decoded
-    lows, highs = zip(*(decoded.details[number].value_range for number in wide), strict=True)
-    low, high = value_range = min(lows), max(highs)
-    print(f"{len(wide):,} images have 16-bit or floating-point pixels: {low:g} becomes black and {high:g} white.")
-    _decode_into(decoded, paths, wide, fit, value_range)
-    return decoded._replace(value_range=value_range)
+    wanted, first = (image_size, image_size), _first_size(paths)
+    own_size = first is not None and max(first) <= image_size  # larger ones are shrunk by averaging here, and in the
+    if own_size and images_in != "memory":  # network by picking pixels
+        own_size = not image_store.is_complete(image_store.folder_of(paths, wanted, fit, cache))
+    decoded = _read(paths, first, fit, images_in, cache, only_this_size=True) if own_size else None
+    return decoded or _read(paths, wanted, fit, images_in, cache)
+
+
+def _read(paths, size, fit, images_in, cache, only_this_size=False):
+    """Image files as `Decoded`, or None as soon as one has another size, if that is not wanted."""
+    with contextlib.closing(image_store.opened(paths, size, fit, images_in, cache)) as store:
+        missing = np.flatnonzero(store.records["state"] != READ).tolist()
+        errors = _decode(store, paths, missing, fit, None, only_this_size)
+        if errors is None:
+            store.remove()
+            return None
+        value_range = _decode_wide(store, paths, fit)
+        if not store.is_complete:
+            store.finish(value_range)
+        return Decoded(store.array, store.records["digest"].tolist(), errors, value_range)
 
 
 def _first_size(paths):
@@ -88,13 +93,21 @@ def _first_size(paths):
     return None
 
 
-def _announced(paths, size, fit, only_this_size):
-    """The images as `Decoded`, after a line that says how much memory they take; None if one has another size."""
-    memory = 3 * math.prod(size) * len(paths) / 2**20
-    print(f"Reading {len(paths):,} images at {size[0]}×{size[1]} pixels: {memory:,.0f} MiB of memory")
-    decoded = _empty(len(paths), size)
-    is_complete = _decode_into(decoded, paths, range(len(paths)), fit, None, only_this_size)
-    return decoded if is_complete else None
+def _decode_wide(store, paths, fit):
+    """Decodes images of more than 8 bits by the range of all their values, which is returned; None without any."""
+    known = store.records[store.records["state"] == READ]
+    if reduced := np.count_nonzero(known["is_reduced"]):
+        print(
+            f"Warning: colours of 16 bits are read with the upper 8, and may be nearly black. Such images: {reduced:,}"
+        )
+    wide = np.flatnonzero((store.records["state"] == READ) & store.records["is_wide"])
+    if not len(wide):
+        return None
+    low, high = value_range = float(store.records["low"][wide].min()), float(store.records["high"][wide].max())
+    print(f"{len(wide):,} images have 16-bit or floating-point pixels: {low:g} becomes black and {high:g} white.")
+    if store.value_range != value_range:
+        _decode(store, paths, wide.tolist(), fit, value_range)
+    return value_range
 
 
 def read_images(
@@ -117,12 +130,12 @@ def read_images(
     Raises:
         InputError: if files cannot be read; the message names the first twenty.
     """
-    decoded = _empty(len(paths), size)
-    _decode_into(decoded, paths, range(len(paths)), fit, value_range)
-    if decoded.errors:
-        named = [f"{paths[number]}: {reason(paths[number], error)}" for number, error in decoded.errors.items()]
+    store = image_store.Memory(len(paths), size)
+    errors = _decode(store, paths, range(len(paths)), fit, value_range)
+    if errors:
+        named = [f"{paths[number]}: {reason(paths[number], error)}" for number, error in errors.items()]
         raise InputError(f"Every image file must be readable. Received:{in_lines(named)}")
-    return decoded.images
+    return store.array
 
 
 def reason(path: str | os.PathLike, error: Exception) -> str:
@@ -138,40 +151,40 @@ def reason(path: str | os.PathLike, error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _empty(count, size):
-    try:
-        images = np.empty((count, 3, *size), "uint8")
-    except MemoryError as error:
-        raise InputError(
-            f"`IMAGE_SIZE` must be small enough for the images to fit into memory. Received: {count:,} images of "
-            f"{size[0]}×{size[1]} pixels ({error})"
-        ) from error
-    return Decoded(images, [b""] * count, {}, {}, None)
+def _decode(store, paths, numbers, fit, value_range, only_this_size=False):
+    """Decodes the images with these numbers, which ascend, in threads.
 
-
-def _decode_into(decoded, paths, numbers, fit, value_range, only_this_size=False):
-    """Reads the images with these numbers; returns False as soon as one has another size, if that is not wanted."""
-    size = decoded.images.shape[2:]
+    Returns:
+        dict from the numbers of images that cannot be read to their errors; or None as soon as an image has another
+        size, if that is not wanted.
+    """
+    size, errors, progress = store.array.shape[2:], {}, _Progress(len(numbers))
 
     def read(number):
-        pixels, details = rgb_and_details(paths[number], size, fit, value_range)
-        decoded.images[number] = pixels
-        return digest(pixels), details
+        result = decoded(paths[number])
+        if isinstance(result, Exception):
+            return result
+        store.write(number, result[0])
+        return digest(result[0]), result[1]
 
-    progress = _Progress(len(numbers))
+    decoded = returning_errors(lambda path: rgb_and_details(path, size, fit, value_range))
     with quiet_pillow(), ThreadPoolExecutor() as pool:
-        for start in range(0, len(numbers), 4096):  # so that few wait for a thread
-            part = numbers[start : start + 4096]
-            for number, result in zip(part, pool.map(returning_errors(read), part), strict=True):
+        for start in range(0, len(numbers), CHUNK):
+            chunk = numbers[start : start + CHUNK]
+            for number, result in zip(chunk, pool.map(read, chunk), strict=True):
                 progress.step()
                 if isinstance(result, Exception):
-                    decoded.errors[number] = result
+                    errors[number] = result
+                    store.records[number] = UNREADABLE, b"", False, False, 0, 0
                     continue
-                decoded.digests[number], decoded.details[number] = result
-                if only_this_size and result[1].size != size:
+                checksum, details = result
+                if only_this_size and details.size != size:
                     pool.shutdown(cancel_futures=True)
-                    return False
-    return True
+                    return None
+                low, high = details.value_range or (0, 0)
+                store.records[number] = READ, checksum, details.is_reduced, bool(details.value_range), low, high
+            store.save(chunk)
+    return errors
 
 
 class _Progress:

@@ -29,6 +29,8 @@ def load_images(
     unreadable: str = "stop",
     small_classes: str = "stop",
     held_out_classes: str = "none",
+    images_in: str = "memory",
+    cache: str = "auto",
 ) -> DataSet:
     """Loads a data set in its parts.
 
@@ -51,6 +53,7 @@ def load_images(
         unreadable: `"stop"` if image files cannot be read, or `"skip"` them.
         small_classes: `"stop"` if classes have fewer than two training images, or `"skip"` them.
         held_out_classes: `"none"`, or a number or names of classes, as in `held_out.with_held_out`.
+        images_in, cache: where the images of files are kept, as in `image_store.opened`.
 
     Returns:
         `DataSet`.
@@ -61,7 +64,8 @@ def load_images(
     fractions = test_fraction, validation_fraction, seed
     if dataset not in BUILT_IN_DATASETS:
         listed = list_csv(dataset) if os.path.isfile(dataset) else list_folder(dataset, image_suffixes())
-        return read_listed(listed, image_size, fit, fractions, unreadable, small_classes, held_out_classes)
+        settings = unreadable, small_classes, held_out_classes, images_in, cache
+        return read_listed(listed, image_size, fit, fractions, *settings)
     everything, parts = _load_cifar10() if dataset == "cifar10" else _load_digits()
     class_names, labels = list(BUILT_IN_DATASETS[dataset]), everything.labels.tolist()
     parts, test_fraction = with_held_out(class_names, labels, parts, test_fraction, held_out_classes, seed)

@@ -20,12 +20,14 @@ def read_listed(
     unreadable: str,
     small_classes: str,
     held_out_classes: str = "none",
+    images_in: str = "memory",
+    cache: str = "auto",
 ) -> DataSet:
     """Reads images in their parts, and prints what is left out.
 
     Args:
         listed: the images of a folder or a CSV file.
-        image_size, fit, unreadable, small_classes, held_out_classes: as in `images.load_images`.
+        image_size, fit, unreadable, small_classes, held_out_classes, images_in, cache: as in `images.load_images`.
         fractions: `test_fraction`, `validation_fraction` and `seed` of `splits.split`.
 
     Returns:
@@ -39,7 +41,7 @@ def read_listed(
     parts, test_fraction = with_held_out(*classes, test_fraction, held_out_classes, seed)
     listed, fractions = listed._replace(parts=parts), (test_fraction, validation_fraction, seed)
     keys = [group or name for group, name in zip(listed.groups, listed.names, strict=True)]
-    decoded = read_data_set(listed.paths, image_size, fit)
+    decoded = read_data_set(listed.paths, image_size, fit, images_in, cache)
     digests, errors = decoded.digests, decoded.errors
     unread = sorted(f"{listed.paths[index]}: {reason(listed.paths[index], error)}" for index, error in errors.items())
     readable = [index for index in range(len(keys)) if index not in errors]

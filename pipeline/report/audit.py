@@ -55,11 +55,11 @@ class Finding(NamedTuple):
     value: float
 
 
-def find_duplicates(pixels: dict[str, np.ndarray], data: DataSet, seed: int) -> list[Finding]:
+def find_duplicates(pixels: np.ndarray, data: DataSet, seed: int) -> list[Finding]:
     """Near duplicates among all images.
 
     Args:
-        pixels: raw pixels of each part, shape `(n, size)`.
+        pixels: raw pixels of the images of all parts, in the order of `PARTS`, shape `(n, size)`.
         data: `DataSet`.
         seed: int.
 
@@ -67,8 +67,8 @@ def find_duplicates(pixels: dict[str, np.ndarray], data: DataSet, seed: int) -> 
         List of `Finding`; of a pair across the split, the image that is held out, for testing or for validation comes
         first.
     """
-    origin = [(part, index) for part, each in pixels.items() for index in range(len(each))]
-    pairs, correlations = near_duplicates(np.concatenate([*pixels.values()]), seed)
+    origin = [(part, index) for part in PARTS for index in range(len(getattr(data, part).labels))]
+    pairs, correlations = near_duplicates(pixels, seed)
     found = []
     for pair, correlation in zip(pairs, correlations, strict=True):
         first, second = sorted((origin[number] for number in pair), key=lambda each: -PARTS.index(each[0]))

@@ -1,6 +1,8 @@
 """What triplet loss is compared with: features without training, a linear classifier, cross-entropy."""
 
 import json
+import math
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,7 +12,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from pipeline import files
+from pipeline import files, system_memory
 from pipeline.data.image_list import PARTS, TRAIN, VALIDATION
 from pipeline.data.splits import DataSet, Images
 from pipeline.report.audit import Finding, find_doubted_labels, find_duplicates, find_far_images
@@ -71,10 +73,12 @@ def measure_controls(
 
     def measure():
         print("Measuring how well raw pixels do, and the network's features before training ...")
-        pixels = {part: raw_pixels(images) for part, images in _parts(data)}
-        methods, notes = {RAW_PIXELS: by_neighbours(pixels, data, neighbours)[0]}, []
+        pixels = raw_pixels([images for _, images in _parts(data)], folder)
+        ends = np.cumsum([len(images.labels) for _, images in _parts(data)])[:-1]
+        of_parts = dict(zip([part for part, _ in _parts(data)], np.split(pixels, ends), strict=True))
+        methods, notes = {RAW_PIXELS: by_neighbours(of_parts, data, neighbours)[0]}, []
         findings = find_duplicates(pixels, data, seed)
-        del pixels
+        del pixels, of_parts
         began, features = time.monotonic(), {}
         for part, images in _parts(data):
             features[part] = unit_length(pooled_features(images))
@@ -187,24 +191,36 @@ def unit_length(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(norms, 1e-12)
 
 
-def raw_pixels(data: Images) -> np.ndarray:
+def raw_pixels(parts: list[Images], folder: Path) -> np.ndarray:
     """Images as vectors, the simplest features there are; images above 32×32 pixels are shrunk to that size.
 
     Args:
-        data: `Images`.
+        parts: list of `Images`, which have the same size.
+        folder: path of a folder for a temporary file, which holds the vectors if they need much of the memory.
 
     Returns:
-        float32 from 0 to 1, shape `(n, 3 * height * width)`.
+        float32 from 0 to 1, shape `(n, 3 * height * width)`: the images of all parts.
     """
-    size = data.array.shape[2:]
+    size, count = parts[0].array.shape[2:], sum(len(images.labels) for images in parts)
     is_large = max(size) > PIXELS
-    pixels = np.empty((len(data.labels), 3, *((PIXELS, PIXELS) if is_large else size)), "float32")
-    for start in range(0, len(pixels), 256):
-        images = data.pixels(slice(start, start + 256))
-        if is_large:
-            images = keras.ops.image.resize(
-                keras.ops.cast(images, "float32"), (PIXELS, PIXELS), antialias=True, data_format="channels_first"
-            )
-        pixels[start : start + 256] = keras.ops.convert_to_numpy(images)
-    pixels /= 255
-    return pixels.reshape(len(pixels), -1)
+    pixels = _large_array((count, 3, *((PIXELS, PIXELS) if is_large else size)), folder)
+    start, step = 0, max(1, 2**22 // math.prod(parts[0].array.shape[1:]))  # 16 MiB as float32
+    for images in parts:
+        for first in range(0, len(images.labels), step):
+            batch = images.pixels(slice(first, first + step))
+            if is_large:
+                batch = keras.ops.image.resize(
+                    keras.ops.cast(batch, "float32"), (PIXELS, PIXELS), antialias=True, data_format="channels_first"
+                )
+            pixels[start : start + len(batch)] = keras.ops.convert_to_numpy(batch) / np.float32(255)
+            start += len(batch)
+    return pixels.reshape(count, -1)
+
+
+def _large_array(shape, folder):
+    """A float32 array: in a temporary file if it would take more than a quarter of the free memory."""
+    free = system_memory.free_memory()
+    if free is None or 4 * math.prod(shape) < free / 4:
+        return np.empty(shape, "float32")
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.asarray(np.memmap(file, "float32", "w+", shape=shape))

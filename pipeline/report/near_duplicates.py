@@ -10,6 +10,7 @@ from pipeline.neighbours import nearest_others
 # one scene do, a small distance alone means nothing. Of ten copies and more, the tenth nearest is near too; so another
 # image may also be at most a quarter as far as the tenth nearest is for most images.
 RANK, OF_OWN, OF_MOST, LEAST_CORRELATION = 10, 1 / 2, 1 / 4, 0.8
+BLOCK = 100  # images that are compared at once
 COMPONENTS, MOST_FITTED = 128, 10_000  # principal components for the search; images that they are fitted to
 
 
@@ -29,17 +30,26 @@ def near_duplicates(pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarr
     count = len(pixels)
     if count <= RANK:
         return np.zeros((0, 2), int), np.zeros(0)
-    normalised = pixels - pixels.mean(axis=1, keepdims=True)
-    normalised /= np.maximum(np.linalg.norm(normalised, axis=1, keepdims=True), 1e-12)  # shape (n, size)
+    means, norms = np.empty((count, 1), "float32"), np.empty((count, 1), "float32")
+    for start in range(0, count, BLOCK):
+        part = slice(start, start + BLOCK)
+        means[part] = pixels[part].mean(axis=1, keepdims=True)
+        norms[part] = np.linalg.norm(pixels[part] - means[part], axis=1, keepdims=True)
+
+    def normalised(numbers):  # shape (numbers, size)
+        return (pixels[numbers] - means[numbers]) / np.maximum(norms[numbers], 1e-12)
+
     fitted = np.sort(np.random.default_rng((seed, 6)).permutation(count)[:MOST_FITTED])
     components = min(COMPONENTS, len(fitted), pixels.shape[1])
-    search = PCA(components, svd_solver="randomized", random_state=seed).fit(normalised[fitted])
-    _, candidates = nearest_others(search.transform(normalised), RANK)  # shape (n, RANK)
-
-    correlations = np.empty((count, RANK))
-    for start in range(0, count, 1000):
-        part = slice(start, start + 1000)
-        correlations[part] = np.einsum("nd,nkd->nk", normalised[part], normalised[candidates[part]])
+    search = PCA(components, svd_solver="randomized", random_state=seed).fit(normalised(fitted))
+    projected, correlations = np.empty((count, components), "float32"), np.empty((count, RANK))
+    for start in range(0, count, BLOCK):
+        projected[start : start + BLOCK] = search.transform(normalised(slice(start, start + BLOCK)))
+    _, candidates = nearest_others(projected, RANK)  # shape (n, RANK)
+    for start in range(0, count, BLOCK):
+        own, others = slice(start, start + BLOCK), candidates[start : start + BLOCK]
+        of_others = normalised(others.reshape(-1)).reshape(*others.shape, -1)
+        correlations[own] = np.einsum("nd,nkd->nk", normalised(own), of_others)
     squares = 2 - 2 * correlations  # of the distances
     tenth = squares.max(axis=1, keepdims=True)
     is_near = squares <= np.maximum(OF_OWN**2 * tenth, OF_MOST**2 * np.median(tenth))

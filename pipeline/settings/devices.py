@@ -1,4 +1,4 @@
-"""What this machine has: why a backend does not use its NVIDIA GPU, and how much memory is free."""
+"""Why a backend does not use the NVIDIA GPU of this machine."""
 
 import os
 import re
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 NVIDIA_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")  # the last under WSL
 
 
@@ -59,53 +58,6 @@ def why_no_gpu(backend: str) -> str:
     lines = [LOG_PREFIX.sub("", line).strip() for line in done.stderr.splitlines() if not line.startswith(" ")]
     reasons = [line for line in lines if REASON.search(line)]
     return f"{backend} says: {reasons[-1][:300].rstrip('.')}. {command}" if reasons else command
-
-
-def used_memory() -> int:
-    """Bytes of memory that this process has, on Linux."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def free_memory() -> int | None:
-    """Bytes that this process can still take, None where that is unknown: of the machine, the container, the limit."""
-    try:
-        import resource
-
-        machine = Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]
-        limits = [int(machine) * 1024]
-        virtual = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if virtual != resource.RLIM_INFINITY:
-            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            limits.append(virtual - taken)
-    except (ImportError, OSError, IndexError, ValueError):
-        return None
-    return max(0, min([*limits, *_free_in_groups()]))
-
-
-def _free_in_groups():
-    """Bytes that are free in the control groups of this process, with which Docker and Slurm limit memory."""
-    try:
-        lines = [line.split(":", 2) for line in OWN_GROUPS.read_text(errors="replace").splitlines()]
-    except OSError:
-        return
-    for _, controllers, path in lines:
-        if not controllers:  # version 2
-            top, names = GROUPS, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            top, names = GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        group = top / path.strip("/")
-        for folder in (group, *group.parents):
-            try:
-                limit, used = (int((folder / name).read_text()) for name in names[:2])
-                details = (folder / "memory.stat").read_text() if (folder / "memory.stat").exists() else ""
-                cached = re.search(rf"^{names[2]} (\d+)$", details, re.MULTILINE)
-                yield limit - used + int(cached[1] if cached else 0)  # files that have been read can be forgotten
-            except (OSError, ValueError):  # no such folder, or "max"
-                pass
-            if folder == top:
-                break
 
 
 def _has_nvidia_gpu():

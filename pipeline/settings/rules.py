@@ -4,6 +4,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.data.csv_files import list_csv
@@ -136,6 +137,14 @@ RULES = {
     "PRECISION": _one_of("auto", "float32", "mixed_float16", "mixed_bfloat16"),
     "SEED": Rule(int, lambda value: 0 <= value < 2**31, "an integer from 0 to below 2**31", "INT"),
     "CHECKPOINT_MINUTES": _number_between(0, 1e6),
+    "IMAGES_IN": _one_of("auto", "memory", "disk"),
+    "CACHE_FOLDER": Rule(
+        str,
+        lambda value: _is_path(value) and not _unset_variable(value),
+        '"auto" or the path of a folder, without unset variables',
+        "auto|PATH",
+        is_path=True,
+    ),
     "OVERWRITE": _FLAG,
     "RUN_FOLDER": Rule(
         str,
@@ -231,5 +240,10 @@ def check_together(values: dict[str, Any]) -> None:
         pairs = zip(listed.labels, listed.parts, strict=True)
         class_names = sorted({listed.class_names[label] for label, part in pairs if part != TEST})
     else:
-        class_names = check_folder(values["DATASET"], values["RUN_FOLDER"])
+        for name in ("RUN_FOLDER", "CACHE_FOLDER"):
+            if Path(os.path.realpath(values[name])).is_relative_to(os.path.realpath(values["DATASET"])):
+                raise InputError(
+                    f"`{name}` must not be inside `DATASET`. Received: {values[name]!r} in {values['DATASET']!r}"
+                )
+        class_names = check_folder(values["DATASET"])
     held_out_classes(class_names, values["HELD_OUT_CLASSES"], values["SEED"])

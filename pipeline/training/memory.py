@@ -8,9 +8,10 @@ import warnings
 import keras
 import numpy as np
 
+from pipeline import system_memory
 from pipeline.data.batches import Batches
 from pipeline.errors import InputError
-from pipeline.settings import devices, process
+from pipeline.settings import process
 from pipeline.settings.keras_settings import on_cpu
 
 # A training step needs at most about four times the memory of the outputs of all layers. Where a batch may so need more
@@ -34,7 +35,7 @@ def check_first_batch(model: keras.Model, batches: Batches) -> None:
     Raises:
         InputError: if the batch would not fit; the message says by how much it must be smaller.
     """
-    free = devices.free_memory()
+    free = system_memory.free_memory()
     images, labels = batches[0]
     per_row = _images_per_row(images)
     needed = 4 * LARGEST_FACTOR * _outputs(model) * len(images) * per_row  # of 4 bytes
@@ -122,11 +123,11 @@ def _step(model, images, labels, count):
 
 def _highest_memory(function):
     """Bytes that a function adds to the memory of this process at its highest, seen every 2 ms."""
-    seen, done = [devices.used_memory()], threading.Event()
+    seen, done = [system_memory.used_memory()], threading.Event()
 
     def watch():
         while not done.wait(0.002):
-            seen.append(devices.used_memory())
+            seen.append(system_memory.used_memory())
 
     watcher = threading.Thread(target=watch)
     watcher.start()

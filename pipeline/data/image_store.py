@@ -1,0 +1,284 @@
+"""Where decoded images are kept: in memory, or in a file on disk that the next run finds again."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import downloads, files, system_memory
+from pipeline.data.pixels import digest
+from pipeline.errors import InputError
+
+READ, UNREADABLE = 1, 2  # states of an image, 0 until it is decoded
+RECORD = np.dtype(
+    [("state", "u1"), ("digest", "S16"), ("is_reduced", "?"), ("is_wide", "?"), ("low", "<f8"), ("high", "<f8")]
+)
+PIXELS, RECORDS, STATE, LOCK = "pixels", "records", "state.json", "lock"  # the files of a data set in the cache
+CHECKED = 64  # images whose checksums are compared when a file is found again
+
+
+class Memory:
+    """Decoded images in memory.
+
+    Args:
+        count: int.
+        size: `(height, width)` in pixels.
+
+    Attributes:
+        array: uint8, shape `(count, 3, height, width)`.
+        records: what is known about each image, `RECORD`, shape `(count,)`.
+        value_range: the range of 16-bit images with which they have been decoded, None until then.
+        is_complete: bool, whether all have been decoded.
+
+    Raises:
+        InputError: if there is not enough memory.
+    """
+
+    def __init__(self, count: int, size: tuple[int, int]):
+        self.records, self.value_range, self.is_complete = np.zeros(count, RECORD), None, False
+        try:
+            self.array = np.empty((count, 3, *size), "uint8")
+        except MemoryError as error:
+            raise InputError(
+                f'`IMAGE_SIZE` must be small enough for the images to fit into memory, unless IMAGES_IN is "disk". '
+                f"Received: {count:,} images of {size[0]}×{size[1]} pixels ({error})"
+            ) from error
+
+    def write(self, number: int, pixels: np.ndarray) -> None:
+        """Stores the pixels of an image; may be called by several threads."""
+        self.array[number] = pixels
+
+    def save(self, numbers: Sequence[int]) -> None:
+        """Makes what is known about some images, in ascending order, last longer than this process."""
+
+    def finish(self, value_range: tuple[float, float] | None) -> None:
+        """Marks the images as complete."""
+        self.value_range, self.is_complete = value_range, True
+
+    def remove(self) -> None:
+        """Removes what has been stored."""
+
+    def close(self) -> None:
+        """Ends writing; the array can still be read."""
+
+
+class Disk(Memory):
+    """Decoded images in a folder of the cache; a run that was interrupted while it wrote them continues there.
+
+    Pixels are on disk before the records that say so. One process at a time writes; another one waits.
+
+    Args:
+        folder: path of the data set's folder in the cache.
+        count, size: as in `Memory`.
+
+    Raises:
+        InputError: if the folder cannot be written, or the disk is full.
+    """
+
+    def __init__(self, folder: Path, count: int, size: tuple[int, int]):
+        self.folder, self.size_of_image = folder, 3 * math.prod(size)
+        self.records, self.value_range, self.mutex = np.zeros(count, RECORD), None, threading.Lock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = _locked(folder / LOCK)
+            self.is_complete = self._read_state(count)
+            if not self.is_complete:
+                _make_room(folder, count * self.size_of_image)
+            (folder / PIXELS).touch()
+            self.file = open(folder / PIXELS, "r+b", buffering=0)
+            _allocate(self.file, count * self.size_of_image)
+            self.array = np.asarray(np.memmap(folder / PIXELS, "uint8", "r", shape=(count, 3, *size)))
+            if not self._is_intact():
+                print(f"Warning: the decoded images in {folder} are corrupt, and are decoded again.")
+                self.records[:], self.value_range, self.is_complete = np.zeros(1, RECORD), None, False
+            os.utime(folder / LOCK)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+
+    def write(self, number: int, pixels: np.ndarray) -> None:
+        try:
+            with self.mutex:
+                self.file.seek(number * self.size_of_image)
+                self.file.write(np.ascontiguousarray(pixels).data)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+
+    def save(self, numbers: Sequence[int]) -> None:
+        first, last = numbers[0], numbers[-1] + 1
+        try:
+            os.fsync(self.file.fileno())
+            with open(self.folder / RECORDS, "r+b") as file:
+                file.seek(first * RECORD.itemsize)
+                file.write(self.records[first:last].tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+
+    def finish(self, value_range: tuple[float, float] | None) -> None:
+        try:
+            with files.open_atomic(self.folder / STATE) as file:
+                file.write(json.dumps({"value range": value_range}).encode())
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        super().finish(value_range)
+
+    def remove(self) -> None:
+        del self.array  # on Windows a file that is mapped cannot be removed
+        self.file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        self.file.close()
+        self.lock.close()
+
+    def _read_state(self, count):
+        """Reads what an earlier process has written; returns whether it has finished."""
+        try:
+            records = np.fromfile(self.folder / RECORDS, RECORD)
+            if len(records) != count or (self.folder / PIXELS).stat().st_size != count * self.size_of_image:
+                raise ValueError
+        except (OSError, ValueError):
+            (self.folder / STATE).unlink(missing_ok=True)
+            (self.folder / RECORDS).write_bytes(self.records.tobytes())
+            return False
+        self.records = records
+        try:
+            self.value_range = json.loads((self.folder / STATE).read_text())["value range"]
+            self.value_range = self.value_range and tuple(self.value_range)
+            return True
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _is_intact(self):
+        """Whether some of the images have the pixels that were written."""
+        read = np.flatnonzero(self.records["state"] == READ)
+        some = read[np.linspace(0, len(read) - 1, min(CHECKED, len(read)), dtype=int)] if len(read) else []
+        known = self.records["digest"]
+        return all(np.array(digest(self.array[number]), known.dtype) == known[number] for number in some)
+
+
+def opened(paths: Sequence[os.PathLike], size: tuple[int, int], fit: str, images_in: str, cache: str) -> Memory:
+    """Chooses where decoded images go, and prints it with the space that they take.
+
+    Args:
+        paths: paths of the image files.
+        size: `(height, width)` in pixels, of the decoded images.
+        fit: how they are resized.
+        images_in: `"memory"`, `"disk"`, or `"auto"`, which is memory if the images fit into half of what is free.
+        cache: path of the folder for decoded images, or `"auto"`, which is one beside Keras' downloads.
+
+    Returns:
+        `Memory` or `Disk`.
+
+    Raises:
+        InputError: if there is not enough space.
+    """
+    count, needed, free = len(paths), 3 * math.prod(size) * len(paths), system_memory.free_memory()
+    what = f"{count:,} images at {size[0]}×{size[1]} pixels"
+    if images_in == "memory" or (images_in == "auto" and (free is None or needed <= free / 2)):
+        print(f"Reading {what}: {_space(needed)} of memory")
+        return Memory(count, size)
+    folder = folder_of(paths, size, fit, cache)
+    store = Disk(folder, count, size)
+    if store.is_complete:
+        print(f"Found {what}, decoded by an earlier run: {_space(needed)} on disk, in {folder}")
+    else:
+        print(f"Reading {what}: {_space(needed)} on disk, in {folder}")
+    return store
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder of the cache has all of its images."""
+    return (folder / STATE).exists()
+
+
+def folder_of(paths: Sequence[os.PathLike], size: tuple[int, int], fit: str, cache: str) -> Path:
+    """The folder of the cache for these files, by their names, sizes and times, as images of this size.
+
+    Args:
+        paths, size, fit, cache: as in `opened`.
+    """
+    top = Path(cache) if cache != "auto" else downloads.cache_folder() / "decoded_images"
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    key = hashlib.blake2b(repr((1, tuple(size), fit)).encode(), digest_size=12)
+    for path in paths:
+        try:
+            status = os.stat(path)
+            details = status.st_size, status.st_mtime_ns
+        except OSError:  # named when it is read
+            details = None
+        key.update(os.fsencode(str(path)[len(common) :]) + repr(details).encode() + b"\0")
+    return top / key.hexdigest()
+
+
+def _locked(path):
+    """The open file of a lock, for which it waits."""
+    waits = False
+    while True:
+        file = open(path, "a+b")
+        try:
+            files.lock(file)
+            return file
+        except BlockingIOError:
+            file.close()
+            if not waits:
+                print(f"Waiting for another process, which is reading the same images into {path.parent}")
+            waits = True
+            time.sleep(1)
+
+
+def _allocate(file, size):
+    """Makes a file as large as it will be, so that a full disk shows now."""
+    if os.fstat(file.fileno()).st_size == size:
+        return
+    file.truncate(size)
+    if hasattr(os, "posix_fallocate") and size:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+def _make_room(folder, needed):
+    """Removes other data sets, the one not used for longest first, until the cache leaves half of the disk free.
+
+    Half of what would be free without the cache; what only just fits on the disk is accepted too.
+    """
+    others = [each for each in folder.parent.iterdir() if each != folder and (each / LOCK).exists()]
+    others.sort(key=lambda each: (each / LOCK).stat().st_mtime)
+    sizes = [_taken(each) for each in others]
+    free = shutil.disk_usage(folder).free + _taken(folder)
+    for oldest, size in zip(others, sizes, strict=True):
+        kept = sum(sizes[others.index(oldest) :])
+        if needed + kept <= (free + kept) / 2:
+            break
+        print(f"Removing the decoded images of another data set, {_space(size)}: {oldest}")
+        shutil.rmtree(oldest, ignore_errors=True)
+        free += size
+    if needed > free:
+        raise InputError(
+            f"`CACHE_FOLDER` must be on a disk with enough free space for the decoded images, {_space(needed)}, or "
+            f"IMAGE_SIZE smaller. Received: {str(folder.parent)!r}, with {_space(free)} free"
+        )
+
+
+def _taken(folder):
+    """Bytes of disk that the files of a folder take."""
+    status = [path.stat() for path in folder.iterdir()]
+    return sum(each.st_blocks * 512 if hasattr(each, "st_blocks") else each.st_size for each in status)
+
+
+def _unwritable(folder, error):
+    return InputError(
+        "`CACHE_FOLDER` must be a writable folder on a disk with free space, to keep the decoded images. Received: "
+        f"{str(folder.parent)!r} ({error})"
+    )
+
+
+def _space(size):
+    return f"{size / 2**20:,.0f} MiB" if size < 10 * 2**30 else f"{size / 2**30:,.0f} GiB"

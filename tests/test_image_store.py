@@ -1,0 +1,257 @@
+"""Decoded images on disk: the same as in memory, found again, resumed, bounded, and never mixed up."""
+
+import errno
+import os
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from processes import run_python
+
+from pipeline import system_memory
+from pipeline.data import image_files, image_store
+from pipeline.data.image_files import read_data_set
+from pipeline.data.image_store import folder_of
+from pipeline.errors import InputError
+
+
+def save(folder, count, size=(20, 20), seed=0):
+    """Saves `count` images of noise, and one file that is no image; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator, paths = np.random.default_rng(seed), [folder / f"{number:03}.png" for number in range(count)]
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, (*size, 3), "uint8")).save(path)
+    (folder / "no image.png").write_text("no image")
+    return [*paths, folder / "no image.png"]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The paths that are decoded."""
+    decoded, read = [], image_files.rgb_and_details
+
+    def counting(path, *settings):
+        decoded.append(path)
+        return read(path, *settings)
+
+    monkeypatch.setattr(image_files, "rgb_and_details", counting)
+    return decoded
+
+
+def on_disk(paths, cache, image_size=16, fit="scale"):
+    return read_data_set(paths, image_size, fit, "disk", str(cache))
+
+
+def assert_same(one, other):
+    np.testing.assert_array_equal(one.images[:-1], other.images[:-1])
+    assert one.digests == other.digests and one.value_range == other.value_range
+    assert {number: str(error) for number, error in one.errors.items()} == {
+        number: str(error) for number, error in other.errors.items()
+    }
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["8 bits", "some of 16 bits"])
+@pytest.mark.parametrize("sizes", [[(20, 20)], [(12, 10)], [(12, 10), (9, 9)], [(9, 9), (40, 30)]], ids=str)
+def test_images_on_disk_are_those_in_memory_and_are_decoded_once(sizes, wide, tmp_path, counted, capsys):
+    paths = [path for number, size in enumerate(sizes) for path in save(tmp_path / f"{number}", 9, size)[:-1]]
+    paths.append(save(tmp_path / "last", 0)[0])
+    if wide:
+        for number in (3, 5):
+            values = np.arange(number, np.prod(sizes[0]) + number, dtype="uint16").reshape(sizes[0])
+            Image.fromarray(values * 100).save(paths[number])
+    in_memory, stored = read_data_set(paths, 16, "scale"), on_disk(paths, tmp_path / "cache")
+    assert_same(stored, in_memory)
+    assert not stored.images.flags.writeable and (stored.value_range is not None) == wide
+    counted.clear()
+    capsys.readouterr()
+    assert_same(on_disk(paths, tmp_path / "cache"), in_memory)
+    assert counted == paths[-1:]  # the file that could not be read
+    assert "decoded by an earlier run" in capsys.readouterr().out
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_images_are_decoded_anew_if_a_file_the_size_or_the_fit_changes(tmp_path, counted):
+    paths, cache = save(tmp_path / "images", 9), tmp_path / "cache"
+    on_disk(paths, cache)
+    for change, settings in (
+        (lambda: None, (12, "scale")),
+        (lambda: None, (16, "pad")),
+        (lambda: save(tmp_path / "images", 1, seed=7), (16, "scale")),
+        (lambda: os.utime(paths[4], ns=(1, 1)), (16, "scale")),
+        (lambda: paths.pop(2), (16, "scale")),
+        (lambda: paths.insert(0, paths.pop(5)), (16, "scale")),
+    ):
+        change()
+        counted.clear()
+        assert_same(on_disk(paths, cache, *settings), read_data_set(paths, *settings))
+        assert len(counted) == 2 * len(paths)
+
+
+def test_a_folder_that_has_moved_is_found_again(tmp_path, counted):
+    paths = save(tmp_path / "before" / "images", 9)
+    on_disk(paths, tmp_path / "cache")
+    (tmp_path / "before").rename(tmp_path / "after")
+    counted.clear()
+    on_disk([tmp_path / "after" / "images" / path.name for path in paths], tmp_path / "cache")
+    assert len(counted) == 1
+
+
+def test_an_interrupted_run_continues_where_it_was(tmp_path, counted, monkeypatch):
+    monkeypatch.setattr(image_files, "CHUNK", 4)
+    paths, read = save(tmp_path / "images", 21), image_files.rgb_and_details
+
+    def interrupted(path, *settings):
+        if path == paths[13]:
+            raise OSError(errno.EIO, "the disk has failed")
+        return read(path, *settings)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk has failed"):
+        patch.setattr(image_files, "rgb_and_details", interrupted)
+        on_disk(paths, tmp_path / "cache")
+    counted.clear()
+    assert_same(on_disk(paths, tmp_path / "cache"), read_data_set(paths, 16, "scale"))
+    assert len(counted) == len(paths) + len(paths) - 12  # all for the comparison; the first three chunks were saved
+
+
+@pytest.mark.parametrize("name", [image_store.PIXELS, image_store.RECORDS, image_store.STATE])
+@pytest.mark.parametrize("damage", ["missing", "short", "changed"])
+def test_a_corrupt_cache_is_written_again(name, damage, tmp_path):
+    paths = save(tmp_path / "images", 9)
+    on_disk(paths, tmp_path / "cache")
+    path = folder_of(paths, (16, 16), "scale", str(tmp_path / "cache")) / name
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-7] if damage == "short" else bytes(255 - byte for byte in content))
+    assert_same(on_disk(paths, tmp_path / "cache"), read_data_set(paths, 16, "scale"))
+
+
+def test_a_second_process_waits_for_the_first_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.01))
+    paths, results = save(tmp_path / "images", 9), []
+    first = image_store.opened(paths, (16, 16), "scale", "disk", str(tmp_path / "cache"))
+    other = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")))
+    other.start()
+    other.join(0.5)
+    assert not results and capsys.readouterr().out.count("Waiting for another process") == 1
+    first.close()
+    other.join(30)
+    assert_same(results[0], read_data_set(paths, 16, "scale"))
+
+
+def test_data_sets_that_were_not_used_for_longest_make_room_for_others(tmp_path, monkeypatch, capsys):
+    sets = [save(tmp_path / f"images {number}", 40, seed=number) for number in range(4)]
+    cache = tmp_path / "cache"
+    folders = [folder_of(paths, (16, 16), "scale", str(cache)) for paths in sets]
+    for number, paths in enumerate(sets[:3]):
+        on_disk(paths, cache)  # 31,488 bytes of pixels, 40 KiB on the disk
+        os.utime(folders[number] / image_store.LOCK, (number + 1, number + 1))
+    on_disk(sets[0], cache)  # used again
+    monkeypatch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=140_000))
+    capsys.readouterr()
+    on_disk(sets[3], cache)
+    assert [folder.exists() for folder in folders] == [True, False, True, True]
+    assert capsys.readouterr().out.count("Removing the decoded images of another data set") == 1
+
+
+@pytest.mark.parametrize("free", [0, 1000])
+def test_a_disk_that_is_too_small_is_named_with_the_space_that_is_needed(free, tmp_path, monkeypatch):
+    paths = save(tmp_path / "images", 300, (80, 80))
+    monkeypatch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(InputError, match=r"`CACHE_FOLDER` must be on a disk with enough free space.* 4 MiB"):
+        on_disk(paths, tmp_path / "cache", 64)
+
+
+@pytest.mark.parametrize("place", ["posix_fallocate", "fsync"])
+def test_a_disk_that_gets_full_is_one_sentence_and_what_was_decoded_is_kept(place, tmp_path, monkeypatch):
+    if not hasattr(os, place):
+        pytest.skip(f"no {place}")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    paths = save(tmp_path / "images", 9)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"`CACHE_FOLDER` must .*No space left"):
+        patch.setattr(os, place, full)
+        on_disk(paths, tmp_path / "cache")
+    assert_same(on_disk(paths, tmp_path / "cache"), read_data_set(paths, 16, "scale"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"`CACHE_FOLDER` must be a writable folder.*file"):
+        on_disk(save(tmp_path / "images", 3), tmp_path / "file")
+
+
+@pytest.mark.parametrize(("free", "where"), [(10**9, "memory"), (30_000, "memory"), (20_000, "disk"), (None, "memory")])
+def test_images_are_on_disk_if_they_take_more_than_half_of_the_free_memory(free, where, tmp_path, monkeypatch, capsys):
+    paths = save(tmp_path / "images", 16)
+    monkeypatch.setattr(system_memory, "free_memory", lambda: free)
+    decoded = read_data_set(paths, 16, "scale", "auto", str(tmp_path / "cache"))  # 17 * 768 bytes
+    assert decoded.images.flags.writeable == (where == "memory")
+    assert f"0 MiB o{'f memory' if where == 'memory' else 'n disk'}" in capsys.readouterr().out
+    assert (tmp_path / "cache").exists() == (where == "disk")
+
+
+UNDER_A_LIMIT = """
+import hashlib, resource, sys
+from pathlib import Path
+import numpy as np
+from pipeline.settings import keras_settings
+keras_settings.apply()
+from pipeline.data.batches import Batches, classes_and_images, in_order
+from pipeline.data.images import load_images
+from pipeline.data.splits import sample
+from pipeline.report.audit import find_duplicates
+from pipeline.report.controls import raw_pixels
+
+def taken():
+    return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+
+def everything(folder):
+    "What a run reads of the images, as a checksum."
+    data = load_images(folder, 224, "scale", 0.2, 0.1, 0, images_in=sys.argv[2], cache=sys.argv[3])
+    read = hashlib.blake2b(repr(data.checksum).encode())
+    for plan in (classes_and_images(data.train.labels, 4, 4), in_order(len(data.train.labels), 32)):
+        batches = Batches(data.train, plan, 0, "shift_flip")
+        for number in range(len(batches)):
+            images, labels = batches[number]
+            read.update(images)
+            read.update(labels)
+    few = sample(data.train, len(data.validation.labels), 0)
+    pixels = raw_pixels([few, data.validation, data.test], Path(sys.argv[3]).parent)
+    read.update(pixels)
+    parts = data._replace(train=few)
+    read.update(repr(find_duplicates(pixels, parts, 0)).encode())
+    return read.hexdigest()
+
+everything(sys.argv[1] + "/few")  # loads the libraries
+if sys.argv[2] == "disk":
+    allowed = int(sys.argv[4])
+    resource.setrlimit(resource.RLIMIT_DATA, (taken() + allowed, resource.RLIM_INFINITY))
+print(everything(sys.argv[1] + "/many"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory for data alone")
+def test_images_of_four_times_the_memory_that_is_allowed_are_read_with_the_same_bits(tmp_path):
+    generator, count = np.random.default_rng(0), 1400  # 201 MiB
+    for number in range(count):
+        colours = generator.integers(0, 256, (7, 7, 3), "uint8")
+        for name in ["many", "few"] if number < 60 else ["many"]:
+            path = tmp_path / name / f"class {number % 4}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(colours).resize((224, 224), Image.Resampling.NEAREST).save(path, compress_level=1)
+    allowed = count * 3 * 224**2 // 4
+    results = [
+        run_python("-c", UNDER_A_LIMIT, tmp_path, where, tmp_path / "cache", allowed, KERAS_BACKEND="tensorflow")
+        for where in ("disk", "memory")
+    ]
+    assert [done.returncode for done in results] == [0, 0], results[0].stderr + results[1].stderr
+    assert results[0].stdout.splitlines()[-1] == results[1].stdout.splitlines()[-1]
+    assert "201 MiB on disk" in results[0].stdout and "201 MiB of memory" in results[1].stdout
