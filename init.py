@@ -49,6 +49,7 @@ EXPORT_EMBEDDINGS = False  # True also writes embeddings.csv, and files for Tens
 PRECISION = "auto"  # "auto" is mixed_float16 on a GPU and float32 on a CPU; mixed_bfloat16 needs an Ampere GPU or newer
 SEED = 0  # of the split, the weights, the batches and the augmentation
 CHECKPOINT_MINUTES = 5.0  # minutes between checkpoints
+DEVICES = "auto"  # how many train: "auto" is all GPUs on JAX, else one; or a number, see docs/running.md
 IMAGES_IN = "auto"  # "memory", "disk", or "auto": memory if the decoded images take at most half of what is free
 CACHE_FOLDER = "auto"  # for decoded images on disk; "auto" is ~/.keras/decoded_images, which may be deleted
 OVERWRITE = False  # replaces the run in RUN_FOLDER; otherwise it is resumed, or shown if it is finished
@@ -77,6 +78,7 @@ def main():
         from pipeline.report import audit, controls, figures, results, scores
         from pipeline.report.embedding_files import write_embeddings
         from pipeline.report.page.page import Page
+        from pipeline.settings import devices
         from pipeline.training.alarms import TrainingAlarms
         from pipeline.training.callbacks import HistoryFile, PredictionProgress, TimeEstimate, ValidationAccuracy
         from pipeline.training.checkpoints import Checkpoints
@@ -84,6 +86,7 @@ def main():
         from pipeline.training.learning_rate import warm_up_then_cosine
         from triplet_loss_functions import InBatchTripletLoss, MergeTripletLoss
 
+    parallel = devices.distribute(DEVICES, CLASSES_PER_BATCH * IMAGES_PER_CLASS)  # number of devices
     keras_settings.set_seed(SEED)
     precision = keras_settings.set_precision(PRECISION, IMAGE_SIZE)
 
@@ -102,9 +105,10 @@ def main():
     model = fine_tuned_models(train.array.shape[1:], IMAGE_SIZE, *settings)
 
     def predict(network, images):
-        batch_size = min(CLASSES_PER_BATCH * IMAGES_PER_CLASS, 128)
-        batches = Batches(images, in_order(len(images.labels), batch_size))
-        return network.predict(batches, verbose=0, callbacks=[PredictionProgress(len(batches))])
+        count, batch_size = len(images.labels), min(CLASSES_PER_BATCH * IMAGES_PER_CLASS, 128)
+        batches = Batches(images, in_order(count, batch_size, parallel))
+        outputs = network.predict(batches, verbose=0, callbacks=[PredictionProgress(len(batches))])
+        return keras.tree.map_structure(lambda output: output[:count], outputs)
 
     def embed(images):  # with `model` as it then is
         return predict(model, images)
@@ -128,7 +132,8 @@ def main():
         trained, loss = keras.Model(model.inputs, model.outputs), InBatchTripletLoss(MARGIN, MINING)
     else:
         trained, loss = triplet_model(model), MergeTripletLoss(MARGIN)
-    batches = training_batches(train, class_names, TRIPLET_LOSS, CLASSES_PER_BATCH, IMAGES_PER_CLASS, SEED, AUGMENT)
+    settings = TRIPLET_LOSS, CLASSES_PER_BATCH, IMAGES_PER_CLASS, SEED, AUGMENT, parallel
+    batches = training_batches(train, class_names, *settings)
     metrics = loss.metrics()
     learning_rate = warm_up_then_cosine(LEARNING_RATE, WARM_UP, EPOCHS * len(batches))
     if CONTROL == "cross_entropy":
@@ -142,7 +147,7 @@ def main():
         model, lambda: vote(embed(voting), voting.labels, embed(validation), validation.labels)
     )
     history = HistoryFile(folder / "history.csv")
-    page = Page(folder, constants, keras_settings.environment(), data, before)
+    page = Page(folder, constants, keras_settings.environment(), data, before, history.seconds)
     progress = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: page.write_progress(history.columns()))
     alarms = TrainingAlarms(MARGIN, MINING if TRIPLET_LOSS == "in_batch" else "merge")
     states = {"accuracy": accuracy, "history": history, "alarms": alarms}
@@ -168,7 +173,7 @@ def main():
     print("Writing the report page ...")
     drawn = figures.some_images(len(after.embeddings), SEED)
     places = [figures.map_places(each, drawn, SEED) for each in (before.embeddings, after.embeddings)]
-    page.write(columns, found, after, *places, drawn)
+    page.write(columns, report, found, after, *places, drawn)
     if EXPORT_EMBEDDINGS:
         write_embeddings(folder, data, after, places[1], drawn)
     run_folder.finish(folder, report)

@@ -89,14 +89,14 @@ def open_atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a UTF-8 text file atomically.
+    """Writes a UTF-8 text file atomically; bytes of a file name that are not UTF-8 become escape sequences.
 
     Raises:
         InputError: if the file cannot be written.
     """
     try:
         with open_atomic(path) as file:
-            file.write(text.encode("utf-8"))
+            file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise InputError(f"`RUN_FOLDER` must stay writable, on a disk with free space. Received: {error}") from error
 

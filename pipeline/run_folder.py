@@ -15,7 +15,7 @@ from pipeline.settings.backbones import BACKBONES
 from pipeline.settings.options import STARTED_WITH, with_new_names
 
 # Constants that may differ between two commands of one run.
-CHANGEABLE = ("RUN_FOLDER", "OVERWRITE", "CHECKPOINT_MINUTES", "IMAGES_IN", "CACHE_FOLDER")
+CHANGEABLE = ("RUN_FOLDER", "OVERWRITE", "CHECKPOINT_MINUTES", "DEVICES", "IMAGES_IN", "CACHE_FOLDER")
 # Constants that runs of earlier versions do not have -> what these versions did.
 ADDED = {
     "SMALL_CLASSES": "stop",

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.data.batches import Batches, classes_and_images, in_order, random_triplets, training_batches
 from pipeline.data.splits import Images
+from pipeline.errors import InputError
 
 PLANS = {
     "classes": lambda labels: classes_and_images(labels, 3, 4),
@@ -58,13 +59,18 @@ def test_the_order_of_batches_and_the_images_in_them_are_random():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_every_image_with_a_positive_is_the_anchor_once(seed):
+def test_every_image_with_a_positive_is_the_anchor_once_and_the_last_batch_is_full(seed):
     generator = np.random.default_rng(seed)
     labels = random_labels(generator, most=12)
     batches = random_triplets(labels, 5)(generator)
-    assert all(len(batch) == 5 for batch in batches[:-1])
-    anchor, positive, negative = np.concatenate([*batches, np.empty((0, 3), int)]).T
-    assert sorted(anchor.tolist()) == [i for i, label in enumerate(labels) if (labels == label).sum() > 1]
+    anchors = [i for i, label in enumerate(labels) if (labels == label).sum() > 1]
+    assert [len(batch) for batch in batches] == [5] * -(-len(anchors) // 5)
+    triplets = np.concatenate([*batches, np.empty((0, 3), int)])
+    anchor, positive, negative = triplets[: len(anchors)].T
+    assert sorted(anchor.tolist()) == anchors
+    np.testing.assert_array_equal(
+        triplets[len(anchors) :], np.resize(triplets[: len(anchors)], (9, 3))[: len(triplets) - len(anchors)]
+    )
     assert (labels[anchor] == labels[positive]).all()
     assert (anchor != positive).all()
     assert (labels[anchor] != labels[negative]).all()
@@ -74,7 +80,7 @@ def test_positives_negatives_and_the_first_anchor_are_uniformly_random():
     labels = np.array([4, 0, 7, 0, 4, 0, 7, 4, 0, 7, 0, 9])
     plan, generator, times = random_triplets(labels, 5), np.random.default_rng(0), np.zeros((3, 12, 12))
     for _ in range(3000):
-        anchor, positive, negative = np.concatenate(plan(generator)).T
+        anchor, positive, negative = np.concatenate(plan(generator))[:11].T
         times[0, anchor, positive] += 1
         times[1, anchor, negative] += 1
         times[2, 0, anchor[0]] += 1
@@ -237,11 +243,34 @@ def test_triplets_for_the_merge_loss_are_as_many_as_the_images_of_a_batch_give(c
     train, class_names = images_of_classes(9, 2, 6)  # fewer classes than P, and one with fewer images than K
     batches = training_batches(train, class_names, "merge", 5, 4, seed=0, augment="none")
     assert capsys.readouterr().out == ""
-    assert [batches[number][0].shape for number in range(3)] == [(6, 3, 3, 5, 8), (6, 3, 3, 5, 8), (5, 3, 3, 5, 8)]
+    assert [batches[number][0].shape for number in range(3)] == [(6, 3, 3, 5, 8)] * 3
     assert len(batches) == 3
     for number in range(3):
         anchor, positive, negative = train.labels[batches[number][0][:, :, 0, 0, 0]].T
         assert (anchor == positive).all() and (anchor != negative).all()
+
+
+@pytest.mark.parametrize("count", range(1, 20))
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_batches_in_order_can_be_divided_between_devices(devices, count):
+    for batch_size in (1, 4, 7, 64):
+        batches = in_order(count, batch_size, devices)(None)
+        assert all(0 < len(batch) <= max(batch_size, devices) and len(batch) % devices == 0 for batch in batches)
+        indices = np.concatenate(batches)
+        assert indices.tolist() == [*range(count)] + [count - 1] * (-count % devices)
+        assert len(batches) <= -(-len(indices) // max(1, batch_size - devices + 1))
+
+
+def test_batches_that_devices_cannot_divide_are_refused_or_reduced(capsys):
+    train, class_names = images_of_classes(9, 2, 6)
+    with pytest.raises(InputError, match=r"`IMAGES_PER_CLASS` must be a multiple of DEVICES, 4, .* 3 classes.*: 5"):
+        training_batches(train, class_names, "in_batch", 4, 5, 0, "none", devices=4)
+    assert len(training_batches(train, class_names, "in_batch", 4, 4, 0, "none", devices=4)[0][0]) == 12
+    capsys.readouterr()
+    assert len(training_batches(train, class_names, "merge", 5, 4, 0, "none", devices=4)[0][0]) == 4
+    assert "triplets in a batch = 6 is reduced to 4" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"`IMAGES_PER_CLASS` must be larger"):
+        training_batches(train, class_names, "merge", 2, 4, 0, "none", devices=4)
 
 
 @pytest.mark.parametrize("triplet_loss", ["in_batch", "merge"])

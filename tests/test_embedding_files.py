@@ -41,7 +41,7 @@ def test_each_row_has_its_image_and_its_embedding(tested, named, tmp_path):
         *([] if tested else [["c", "held_out", "", "", ""], ["c", "held_out", "", "0.5", "-2.0"]]),
     ]
     assert rows[1][0] == ('train/a,"1\t.png' if named else "image 1")
-    metadata = read(tmp_path / "metadata.tsv", "\t")
-    assert metadata == [row[:4] for row in [header, *rows]]
+    metadata = [line.split("\t") for line in (tmp_path / "metadata.tsv").read_text(encoding="utf-8").splitlines()]
+    assert metadata == [[cell.replace("\t", "\\t") for cell in row[:4]] for row in [header, *rows]]
     tensors = np.array(read(tmp_path / "tensors.tsv", "\t"), float)
     np.testing.assert_allclose(tensors, vectors, atol=1e-6)

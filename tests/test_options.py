@@ -100,6 +100,7 @@ CASES = {
     ),
     "SEED": (["-1", str(2**31), "0.5"], ["0", str(2**31 - 1)], ["from 0", "2**31"], "INT"),
     "CHECKPOINT_MINUTES": (["0", "-5", "inf", "soon"], ["0.1", "60"], ["above 0"], "FLOAT"),
+    "DEVICES": (["0", "-1", "all", "1.5", ""], ["auto", "1", "8"], ["auto", "number"], "auto|NUMBER"),
     "IMAGES_IN": (["ram", ""], ["auto", "memory", "disk"], ["auto", "memory", "disk"], "{auto,memory,disk}"),
     "CACHE_FOLDER": (["", "  ", "a\0b"], ["auto", "my cache"], ["auto", "folder"], "auto|PATH"),
     "RUN_FOLDER": (["", "  ", "a\0b"], ["runs/second", "my run"], ["folder"], "PATH"),

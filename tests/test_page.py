@@ -31,7 +31,7 @@ def images(part, count, classes, size=12, first=0):
     return Images(pixels, (first + np.arange(count) % classes).astype("int32"), names)
 
 
-def written(folder, classes=3, tests=40, held_out=0, names=None):
+def written(folder, classes=3, tests=40, held_out=0, names=None, threshold=0.9, scale=1):
     """The page of a run that is made up: every fifth prediction is wrong."""
     class_names = names or [f"class {number}" for number in range(classes)]
     train, test = images("train", max(50, classes), classes), images("test", tests, classes)
@@ -39,21 +39,22 @@ def written(folder, classes=3, tests=40, held_out=0, names=None):
     data = DataSet(*parts, class_names, ["x", "y"] if held_out else [])
     predicted = np.where(np.arange(tests) % 5 == 0, (test.labels + 1) % classes, test.labels)
     indices = np.random.default_rng(0).integers(0, len(train.labels), (tests, 5))
-    known, unknown = np.arange(tests) / max(1, tests), 0.5 + np.arange(held_out) / 100
+    known, unknown = scale * np.arange(tests) / max(1, tests), scale * (0.5 + np.arange(held_out) / 100)
     method = Method({"accuracy": 0.8, "recall@1": 0.75, "MAP@R": 0.5}, {}, predicted == test.labels)
-    results = Results(np.zeros((1, 2)), np.zeros((1, 2)), predicted, indices, known, unknown, method, 0.9, {}, {})
+    results = Results(np.zeros((1, 2)), np.zeros((1, 2)), predicted, indices, known, unknown, method, threshold, {}, {})
     findings = [Finding(LABEL, "train", 1, "", -1, 0, 0.001), Finding(ACROSS, "validation", 2, "train", 3, 0, 0.98)]
     controls = Controls({"raw pixels": Method({"accuracy": 0.3}, {}, method.correct)}, [], np.zeros(0), findings)
     scores = {"accuracy": 0.8, "recall@1": 0.75, "MAP@R": 0.5, "95% interval": [0.7, 0.9]}
     measures = {"precision": 0.5, "recall": 0.25, "f1-score": 0.125, "support": 10}
     report = {"raw pixels": {"accuracy": 0.3, "95% interval": [0.2, 0.4]}, "triplet loss": scores} if tests else {}
     report["classes"] = {name: measures | {"support": number} for number, name in enumerate(class_names)}
+    report["near duplicates"] = {"test images": 3, "accuracy without them": 0.75}
     report |= {"verdict": {"sentence": "Triplet loss beat <raw> & cooked pixels."}, "warnings": ["mind the <gap>"]}
     constants = {"DATASET": "a/my <images>", "BACKBONE": "ResNet50", "EPOCHS": 3}
-    page = Page(folder, constants, {"device": "CPU"}, data, controls)
+    page = Page(folder, constants, {"device": "CPU"}, data, controls, lambda: 3725.4)
     numbers = np.arange(tests or held_out)
     grid = np.stack([numbers % 8, numbers // 8], axis=1)
-    page.write(HISTORY, report, results, -grid, grid, numbers)
+    page.write(HISTORY, "the report\nin two lines", report, results, -grid, grid, numbers)
     return folder / "report.html", page
 
 
@@ -129,8 +130,13 @@ def test_hovering_and_arrow_keys_show_an_image_with_its_neighbours(default, open
         shown = int(re.search(r"test/(\d+) & <b>", card.text)[1])
         assert circles[shown].get_attribute("class").endswith("chosen") and shown == number
         predicted = (number + (number % 5 == 0)) % 12
-        assert f"class {number % 12}, predicted class {predicted}\n" in card.text
+        assert f"class {number % 12}\npredicted as class {predicted}\n" in card.text
         assert len(found(driver, "#card .thumbnail")) == 4
+    neighbours = found(driver, "#card .thumbnail")[1:]
+    indices = np.random.default_rng(0).integers(0, 50, (40, 5))[20, :3]
+    assert [each.get_attribute("aria-label") for each in neighbours] == [
+        f"class {index % 12}: train/{index} & <b>.png" for index in indices
+    ]
     for key, number in ((Keys.ARROW_LEFT, 19), (Keys.ARROW_DOWN, 27), (Keys.ARROW_RIGHT, 28), (Keys.ARROW_UP, 20)):
         found(driver, "#map")[0].send_keys(key)
         assert f"test/{number} & <b>" in card.text
@@ -173,7 +179,16 @@ def test_the_slider_shows_both_error_rates(default, opened):
     driver.execute_script(slide)
     assert text(driver, "#rate-known") == "37.5% of 40"
     assert text(driver, "#rate-unknown") == "55.0% of 20"
-    assert text(driver, "#threshold-value") == "0.600"
+    assert text(driver, "#threshold-value") == "0.6000"
+
+
+@needs_browser
+@pytest.mark.parametrize(("threshold", "scale"), [(0.123456789, 1), (4.4e-5, 1e-4)])
+def test_the_rates_at_first_are_those_of_the_threshold_of_the_run(threshold, scale, tmp_path, opened):
+    driver = opened(written(tmp_path, held_out=20, threshold=threshold, scale=scale)[0])
+    known, unknown = scale * np.arange(40) / 40, scale * (0.5 + np.arange(20) / 100)
+    assert text(driver, "#rate-known") == f"{100 * np.mean(known > threshold):.1f}% of 40"
+    assert text(driver, "#rate-unknown") == f"{100 * np.mean(unknown <= threshold):.1f}% of 20"
 
 
 @needs_browser
@@ -209,6 +224,10 @@ def test_names_are_text_and_the_numbers_those_of_the_report(tmp_path, opened):
     assert "Epoch 2 has the highest validation accuracy, 0.9000" in content
     assert content.count("of 14") >= 1 and "8 of 40 test images are classified wrongly" in content
     assert "Labels that are probably wrong" in content and "Near duplicates across the split" in content
+    assert "Without the test images among them, the accuracy of triplet loss is 0.7500" in content
+    assert "1:02:05" in content  # the duration
+    driver.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")
+    assert text(driver, "pre") == "the report\nin two lines"
 
 
 @needs_browser
@@ -231,6 +250,31 @@ def test_dark_mode_has_light_text(default, opened, browser):
     colour, ground = (sum(map(int, re.findall(r"\d+", each)[:3])) for each in driver.execute_script(script))
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert colour > 600 and ground < 150
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_confusion_matrix_can_be_read_at_any_share(scheme, default, opened, browser):
+    """By the contrast of the Web Content Accessibility Guidelines 2.2, success criterion 1.4.3."""
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    driver = opened(default[0])
+    script = """const s = getComputedStyle(arguments[0]), g = getComputedStyle(document.body);
+        return [s.color, s.backgroundColor, g.backgroundColor]"""
+
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    for cell in found(driver, ".confusion td")[:24]:
+        front, back, ground = (
+            [float(value) for value in re.findall(r"[\d.]+", each)] for each in driver.execute_script(script, cell)
+        )
+        opacity = back[3] if len(back) == 4 else 1
+        mixed = [opacity * one + (1 - opacity) * two for one, two in zip(back[:3], ground[:3], strict=True)]
+        high, low = sorted((luminance(front[:3]), luminance(mixed)), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 4.5
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_the_page_needs_no_other_file_and_is_small(tmp_path):

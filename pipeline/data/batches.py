@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.data.image_list import shortened
 from pipeline.data.splits import Images, at_most
+from pipeline.errors import InputError
 
 MANY_USES = 20  # of an image in an epoch, from which on there is a warning
 Plan = Callable[[np.random.Generator], list[np.ndarray]]
@@ -70,6 +71,7 @@ def training_batches(
     images_per_class: int,
     seed: int,
     augment: str,
+    devices: int = 1,
 ) -> Batches:
     """Batches for one of the two losses; prints where the images limit the batches.
 
@@ -82,11 +84,27 @@ def training_batches(
         images_per_class: int, K.
         seed: int.
         augment: as in `Batches`.
+        devices: int, between which each batch is divided.
+
+    Raises:
+        InputError: if the batches cannot be divided.
     """
     if triplet_loss == "merge":
-        plan = random_triplets(train.labels, classes_per_batch * images_per_class // 3)
-        return Batches(train, plan, seed, augment)
+        triplets = classes_per_batch * images_per_class // 3
+        if triplets < devices:
+            raise InputError(
+                f"`IMAGES_PER_CLASS` must be larger, so that each of {devices} DEVICES has a triplet. "
+                f"Received: {images_per_class}"
+            )
+        limit = triplets // devices * devices
+        triplets = at_most("The number of triplets in a batch", triplets, limit, "a multiple of DEVICES")
+        return Batches(train, random_triplets(train.labels, triplets), seed, augment)
     classes = at_most("CLASSES_PER_BATCH", classes_per_batch, len(class_names), "the number of classes")
+    if classes * images_per_class % devices:
+        raise InputError(
+            f"`IMAGES_PER_CLASS` must be a multiple of DEVICES, {devices}, since each batch has {classes} classes. "
+            f"Received: {images_per_class}"
+        )
     counts = np.bincount(train.labels, minlength=len(class_names))
     small = [f"{name} ({count})" for name, count in zip(class_names, counts, strict=True) if count < images_per_class]
     if small:
@@ -107,9 +125,17 @@ def training_batches(
     return batches
 
 
-def in_order(count: int, batch_size: int) -> Plan:
-    """A plan for `Batches`: all of `count` images, in order."""
-    return lambda generator: [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+def in_order(count: int, batch_size: int, devices: int = 1) -> Plan:
+    """A plan for `Batches`: all of `count` images, in order.
+
+    Args:
+        count: int.
+        batch_size: int; the last batch may be smaller.
+        devices: int. Each batch has a multiple of it: to the last one, the last image is added as often as is needed.
+    """
+    batch_size = max(batch_size // devices, 1) * devices
+    indices = np.minimum(np.arange(count + -count % devices), count - 1)
+    return lambda generator: np.split(indices, range(batch_size, len(indices), batch_size))
 
 
 def classes_and_images(labels: np.ndarray, classes_per_batch: int, images_per_class: int) -> Plan:
@@ -157,11 +183,11 @@ def classes_and_images(labels: np.ndarray, classes_per_batch: int, images_per_cl
 def random_triplets(labels: np.ndarray, triplets_per_batch: int) -> Plan:
     """A plan for `Batches`: every image is the anchor once, with a random positive and a random negative.
 
-    The only image of a class has no positive, and is no anchor.
+    The only image of a class has no positive, and is no anchor. The epoch's first triplets fill its last batch.
 
     Args:
         labels: integers, shape `(n,)`, of at least two classes.
-        triplets_per_batch: int; the last batch of an epoch may have fewer.
+        triplets_per_batch: int.
 
     Returns:
         A function of a `numpy.random.Generator` that returns a list of index arrays of shape `(batch, 3)`:
@@ -179,7 +205,8 @@ def random_triplets(labels: np.ndarray, triplets_per_batch: int) -> Plan:
         negative = generator.integers(0, len(by_class) - size[anchor])  # among the images of other classes
         negative = negative + np.where(negative >= start[anchor], size[anchor], 0)
         triplets = by_class[np.stack([anchor, positive, negative], axis=1)]  # shape (n, 3)
-        return [triplets[first : first + triplets_per_batch] for first in range(0, len(triplets), triplets_per_batch)]
+        batches = -(-len(triplets) // triplets_per_batch)
+        return list(np.resize(triplets, (batches, triplets_per_batch, 3)))
 
     return plan
 

@@ -55,8 +55,8 @@ def normal_name(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text whose control characters are escaped, so that they do not change what a terminal shows."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    """A text that is shown as it is: control characters, also those of the writing direction, are escaped."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: repr(found[0])[1:-1], text)
 
 
 def shortened(names: Sequence[str]) -> str:

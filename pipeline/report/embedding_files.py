@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import files
+from pipeline.data.image_list import printable
 from pipeline.data.splits import DataSet
 from pipeline.report.results import Results
 
@@ -43,16 +44,10 @@ def write_embeddings(folder: Path, data: DataSet, results: Results, places: np.n
         predicted = names[results.predicted[number]] if len(results.predicted) else ""
         rows.append((shown.name_of(number), names[label], part, predicted, *on_map.get(number, ("", ""))))
     embeddings = np.concatenate([results.references, results.embeddings])
-    files.write_text(folder / TABLE, _table(rows, COLUMNS, ","))
-    files.write_text(folder / METADATA, _table([row[:4] for row in rows], COLUMNS[:4], "\t"))
-    files.write_text(folder / TENSORS, _table(embeddings.round(6).tolist(), None, "\t"))
-    files.write_text(folder / CONFIGURATION, PROJECTOR)
-
-
-def _table(rows, header, delimiter):
     file = io.StringIO()
-    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-    if header:
-        writer.writerow(header)
-    writer.writerows(rows)
-    return file.getvalue()
+    csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    files.write_text(folder / TABLE, file.getvalue())
+    cells = [COLUMNS[:4], *(row[:4] for row in rows)]  # not quoted: the projector divides at tabs alone
+    files.write_text(folder / METADATA, "".join("\t".join(map(printable, row)) + "\n" for row in cells))
+    files.write_text(folder / TENSORS, "".join("\t".join(map(str, row)) + "\n" for row in embeddings.round(6).tolist()))
+    files.write_text(folder / CONFIGURATION, PROJECTOR)

@@ -1,4 +1,4 @@
-"""Why a backend does not use the NVIDIA GPU of this machine."""
+"""The devices that train: how many, and why a backend does not use the NVIDIA GPU of this machine."""
 
 import os
 import re
@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from pipeline.errors import InputError
 
 NVIDIA_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")  # the last under WSL
 
@@ -27,6 +29,69 @@ BACKENDS = {
 }
 REASON = re.compile("cuda|gpu|driver|cudnn|dlopen|librar", re.IGNORECASE)
 LOG_PREFIX = re.compile(r"^[IWEF]\d{4} .*?\] |^\d{4}-\d\d-\d\d .*?\] |^\w+(\.\w+)*Error: ")
+
+
+def distribute(wanted: str, batch_size: int) -> int:
+    """Lets Keras divide each batch between devices; call it before a variable exists.
+
+    On JAX, the loss sees the whole batch (`keras.distribution.DataParallel`), so that triplets are found in all of it
+    and the result is that of one device, but for rounding.
+
+    Args:
+        wanted: `"auto"`, all GPUs of this machine if the backend is JAX and they divide the batch, else one device; or
+            a number. On a CPU, XLA makes as many devices as its flag `--xla_force_host_platform_device_count` says.
+        batch_size: int, the number of images in a batch.
+
+    Returns:
+        The number of devices.
+
+    Raises:
+        InputError: if there are not so many devices, the backend uses one alone, or they do not divide the batch.
+    """
+    import keras
+
+    backend = keras.backend.backend()
+    if backend != "jax":
+        if wanted not in ("auto", "1"):
+            raise InputError(
+                f"`DEVICES` must be 1 on {backend}; with KERAS_BACKEND=jax it may be more. Received: {wanted}"
+            )
+        if (gpus := _gpus(backend)) > 1:
+            print(f"One of {gpus} GPUs is used: {backend} trains on one. KERAS_BACKEND=jax uses all of them.")
+        return 1
+    found = keras.distribution.list_devices()
+    if wanted == "auto":
+        most = 1 if found[0].startswith("cpu") else len(found)
+        count = next(each for each in range(most, 0, -1) if batch_size % each == 0)
+        if count < most:
+            print(f"{count} of {most} GPUs are used, since a batch of {batch_size} images cannot be divided by {most}.")
+    else:
+        count = int(wanted)
+        if count > len(found):
+            raise InputError(f"`DEVICES` must be at most {len(found)}, the devices that JAX finds. Received: {wanted}")
+        if batch_size % count:
+            raise InputError(
+                f"`DEVICES` must divide CLASSES_PER_BATCH * IMAGES_PER_CLASS, {batch_size}. Received: {wanted}"
+            )
+    if count > 1:
+        print(f"Each batch is divided between {count} devices: {', '.join(found[:count])}")
+        parallel = keras.distribution.DataParallel(devices=found[:count], auto_shard_dataset=False)
+        keras.distribution.set_distribution(parallel)
+    return count
+
+
+def device_count() -> int:
+    """The number of devices between which Keras divides each batch."""
+    import keras
+
+    parallel = keras.distribution.distribution()
+    return 1 if parallel is None else parallel.num_model_replicas
+
+
+def _gpus(backend):
+    """The number of GPUs that TensorFlow or PyTorch finds."""
+    library = sys.modules[backend]
+    return library.cuda.device_count() if backend == "torch" else len(library.config.list_physical_devices("GPU"))
 
 
 def why_no_gpu(backend: str) -> str:

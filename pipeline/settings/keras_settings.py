@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.downloads import NO_DOWNLOAD
 from pipeline.errors import InputError
-from pipeline.settings.devices import BACKENDS, why_no_gpu
+from pipeline.settings.devices import BACKENDS, device_count, why_no_gpu
 
 SETTINGS_FILE = Path(__file__).resolve().parents[2] / "keras.json"
 
@@ -131,11 +131,12 @@ def environment() -> dict[str, str]:
 
     backend = keras.backend.backend()
     packages = {name: version(name) for name in ("keras", backend, "numpy", "scikit-learn")}
-    device = f"{keras.ops.zeros(1).device}, {os.cpu_count()} CPU cores, {platform.system()} on {platform.machine()}"
+    number, name = device_count(), str(keras.ops.zeros(1).device).rsplit("device:")[-1]
+    device = f"{f'{number} x ' * (number > 1)}{name}, {os.cpu_count()} CPU cores"
     return {
         "Python": platform.python_version(),
         **packages,
-        "device": device,
+        "device": f"{device}, {platform.system()} on {platform.machine()}",
         "precision": keras.config.dtype_policy().name,
     }
 

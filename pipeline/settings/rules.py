@@ -137,6 +137,12 @@ RULES = {
     "PRECISION": _one_of("auto", "float32", "mixed_float16", "mixed_bfloat16"),
     "SEED": Rule(int, lambda value: 0 <= value < 2**31, "an integer from 0 to below 2**31", "INT"),
     "CHECKPOINT_MINUTES": _number_between(0, 1e6),
+    "DEVICES": Rule(
+        str,
+        lambda value: value == "auto" or (value.isdecimal() and int(value) > 0),
+        '"auto" or a number of devices',
+        "auto|NUMBER",
+    ),
     "IMAGES_IN": _one_of("auto", "memory", "disk"),
     "CACHE_FOLDER": Rule(
         str,

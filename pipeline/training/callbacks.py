@@ -24,7 +24,7 @@ class HistoryFile(keras.callbacks.Callback):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.path, self.rows = path, []
+        self.path, self.rows, self.began = path, [], time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
         self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in (logs or {}).items()}})
@@ -40,13 +40,17 @@ class HistoryFile(keras.callbacks.Callback):
         """The values of each quantity, one an epoch."""
         return {name: [row[name] for row in self.rows if name in row] for name in (self.rows or [{}])[0]}
 
+    def seconds(self) -> float:
+        """Time since training began, without what an interruption lost and the time until it was resumed."""
+        return time.monotonic() - self.began
+
     def state(self) -> dict:
         """What a checkpoint stores."""
-        return {"rows": list(self.rows)}
+        return {"rows": list(self.rows), "seconds": self.seconds()}
 
     def set_state(self, state: dict) -> None:
         """Restores what a checkpoint stored."""
-        self.rows = list(state["rows"])
+        self.rows, self.began = list(state["rows"]), time.monotonic() - state.get("seconds", 0)
 
 
 class ValidationAccuracy(keras.callbacks.Callback):

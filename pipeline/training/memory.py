@@ -11,7 +11,7 @@ import numpy as np
 from pipeline import system_memory
 from pipeline.data.batches import Batches
 from pipeline.errors import InputError
-from pipeline.settings import process
+from pipeline.settings import devices, process
 from pipeline.settings.keras_settings import on_cpu
 
 # A training step needs at most about four times the memory of the outputs of all layers. Where a batch may so need more
@@ -41,7 +41,7 @@ def check_first_batch(model: keras.Model, batches: Batches) -> None:
     needed = 4 * LARGEST_FACTOR * _outputs(model) * len(images) * per_row  # of 4 bytes
     if free is None or not on_cpu() or needed < free:
         return
-    count = max(2, min(len(labels) // PART, int(len(labels) * free / needed / 2)))
+    count = _divisible(min(len(labels) // PART, int(len(labels) * free / needed / 2)))
     variables = [
         *model.variables,
         *model.optimizer.variables,
@@ -49,7 +49,7 @@ def check_first_batch(model: keras.Model, batches: Batches) -> None:
     ]
     state = [np.array(keras.ops.convert_to_numpy(each)) for each in variables]
     try:
-        _step(model, images, labels, 2)  # loads the libraries
+        _step(model, images, labels, _divisible(2))  # loads the libraries
         used = _highest_memory(lambda: _step(model, images, labels, count)) * len(labels) / count
     except Exception as error:
         if not process.is_out_of_memory(error):
@@ -81,9 +81,9 @@ def explanation(model: keras.Model, batches: Batches, error: str) -> str:
     images, labels = batches[0]
     per_row, divisor = _images_per_row(images), 2
     wrong = f"a batch of {per_row * len(labels):,} images does not fit into memory"
-    while len(labels) // divisor >= 2:
+    while len(labels) // divisor >= _divisible(2):
         gc.collect()
-        count = len(labels) // divisor
+        count = _divisible(len(labels) // divisor)
         try:
             _step(model, images, labels, count)
         except Exception as raised:
@@ -98,6 +98,12 @@ def explanation(model: keras.Model, batches: Batches, error: str) -> str:
 
 def _advice(divisor):
     return f"Divide IMAGES_PER_CLASS, or together with CLASSES_PER_BATCH, by {divisor}."
+
+
+def _divisible(count):
+    """A number near `count`, at least 2, which the number of devices divides."""
+    parallel = devices.device_count()
+    return max(2, count // parallel * parallel, parallel)
 
 
 def _outputs(model):

@@ -14,6 +14,7 @@ function line(text, name) {
   const paragraph = document.createElement("p");
   paragraph.textContent = text;
   paragraph.className = name || "";
+  paragraph.dir = "auto"; // names may be written from right to left
   return paragraph;
 }
 
@@ -40,21 +41,24 @@ if (map) {
     circles[number].classList.add("chosen");
     const point = points[number], neighbours = document.createElement("div");
     neighbours.className = "images";
-    for (const { place, name, same } of point.neighbours) {
+    const nearest = point.neighbours || [], text = ({ label, place }) => `${label}: ${data.names[place]}`;
+    for (const each of nearest) {
       const frame = document.createElement("span");
-      frame.className = same ? "same" : "other";
-      frame.append(thumbnail(place, name));
+      frame.className = each.same ? "same" : "other";
+      frame.append(thumbnail(each.place, text(each)));
       neighbours.append(frame);
     }
-    card.replaceChildren(thumbnail(point.place, point.name), line(point.text), line(point.name, "name"));
-    if (point.neighbours.length) card.append(line("Nearest training images:"), neighbours);
-    for (const { name } of point.neighbours) card.append(line(name, "name"));
+    card.replaceChildren(thumbnail(point.place, text(point)), line(point.label));
+    if (point.predicted) card.append(line(`predicted as ${point.predicted}`));
+    card.append(line(data.names[point.place], "name"));
+    if (nearest.length) card.append(line("Nearest training images:"), neighbours);
+    for (const each of nearest) card.append(line(text(each), "name"));
   }
 
-  function nearest(event) { // of the points near the pointer
+  function chooseNearest(event) { // of the points near the pointer; a tap chooses from farther away
     const box = map.getBoundingClientRect(), scale = 1000 / box.width;
     const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
-    let best = -1, least = 25 ** 2;
+    let best = -1, least = ((event.type === "click" ? 40 : 12) * scale) ** 2;
     places.forEach((place, number) => {
       const distance = (place[0] - x) ** 2 + (place[1] - y) ** 2;
       if (distance < least) [best, least] = [number, distance];
@@ -63,8 +67,8 @@ if (map) {
   }
 
   const directions = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  map.addEventListener("pointermove", nearest);
-  map.addEventListener("click", nearest);
+  map.addEventListener("pointermove", chooseNearest);
+  map.addEventListener("click", chooseNearest);
   map.addEventListener("focus", () => { if (chosen < 0) choose(0); });
   map.addEventListener("keydown", (event) => {
     const direction = directions[event.key];
@@ -87,7 +91,7 @@ if (slider) {
   const percent = (count, all) => `${(100 * count / all).toFixed(1)}% of ${all.toLocaleString("en")}`;
   const rates = () => {
     const value = Number(slider.value), { known, unknown } = data.distances;
-    document.getElementById("threshold-value").textContent = value.toFixed(3);
+    document.getElementById("threshold-value").textContent = value.toPrecision(4);
     if (known.length) {
       const rejected = known.filter((each) => each > value).length;
       document.getElementById("rate-known").textContent = percent(rejected, known.length);

@@ -1,6 +1,7 @@
 """`report.html`: everything that a run has found, on one page that needs no other file and no network."""
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,20 @@ class Page:
         environment: dict of what the run uses, such as versions and the device.
         data: `DataSet`.
         controls: `Controls`.
+        seconds: function that returns the duration so far.
     """
 
     def __init__(
-        self, folder: Path, constants: dict[str, Any], environment: dict[str, str], data: DataSet, controls: Controls
+        self,
+        folder: Path,
+        constants: dict[str, Any],
+        environment: dict[str, str],
+        data: DataSet,
+        controls: Controls,
+        seconds: Callable[[], float],
     ):
         self.folder, self.constants, self.environment = folder, constants, environment
-        self.data, self.controls = data, controls
-        self.began = time.monotonic()
+        self.data, self.controls, self.seconds = data, controls, seconds
 
     def write_progress(self, history: dict[str, list[float]]) -> None:
         """Writes what is known during training: the curves, and what triplet loss is compared with.
@@ -52,7 +59,9 @@ class Page:
         done, epochs = len(history.get("loss", [])), self.constants["EPOCHS"]
         scores = [sections.score_table("Test images, before training", methods)] if methods else []
         try:
-            progress = f"Training: {done} of {epochs} epochs are finished."
+            progress = f"At {time.strftime('%H:%M')}, {done} of {epochs} epochs were finished."
+            if done == epochs:
+                progress = f"At {time.strftime('%H:%M')}, training was finished; next, the test images are classified."
             self._write(progress=progress, scores=scores, curves=self._curves(history))
         except (OSError, InputError) as error:
             print(f"\nWarning: {FILE} is not written after this epoch: {error}")
@@ -60,6 +69,7 @@ class Page:
     def write(
         self,
         history: dict[str, list[float]],
+        text: str,
         report: dict[str, Any],
         results: Results,
         before: np.ndarray,
@@ -70,18 +80,19 @@ class Page:
 
         Args:
             history: dict from names to one value an epoch.
+            text: what `report.txt` has.
             report: the scores, as in `report.json`.
             results: `Results`.
             before, after, numbers: as in `sections.embedding_map`.
         """
         data, thumbnails, parts, script = self.data, Thumbnails(), {"scores": []}, {}
-        parts["audit"] = sections.audit(data, self.controls.findings, thumbnails)
+        parts["audit"] = sections.audit(data, self.controls.findings, report.get("near duplicates"), thumbnails)
         methods = {name: each for name, each in report.items() if isinstance(each, dict) and "95% interval" in each}
         if methods:
             ours = methods[TRIPLET_LOSS]
             low, high = ours["95% interval"]
             parts["headline"] = {"value": f"{ours['accuracy']:.1%}", "interval": f"{low:.1%} to {high:.1%}"}
-            parts["scores"].append(sections.score_table("Compared with", methods))
+            parts["scores"].append(sections.score_table("Comparison on the test images", methods))
             parts["mistakes"] = sections.mistakes(data, results, thumbnails)
             parts["confusion"] = sections.confusion(data.test.labels, results.predicted, data.class_names)
             parts["classes"] = sections.class_table(report["classes"])
@@ -93,9 +104,11 @@ class Page:
         parts["threshold"], script["distances"] = sections.threshold(results)
         address, columns, side = thumbnails.sheet()
         script["sheet"] = parts["sheet"] = {"columns": columns, "side": side}
+        script["names"] = thumbnails.names
         self._write(
             verdict=report.get("verdict", {}).get("sentence"),
             warnings=report.get("warnings", []),
+            text="\n".join(printable(line) for line in text.split("\n")),
             curves=self._curves(history),
             points=script["points"],
             sheet_address=address,
@@ -107,8 +120,8 @@ class Page:
         place = jinja2.FileSystemLoader(Path(__file__).parent)
         engine = jinja2.Environment(loader=place, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         environment = {**self.environment, "written": time.strftime("%Y-%m-%d %H:%M:%S")}
-        environment["time since the last start"] = str(timedelta(seconds=round(time.monotonic() - self.began)))
-        dataset, backbone = (Path(self.constants[name]).name for name in ("DATASET", "BACKBONE"))
+        environment["duration of training"] = str(timedelta(seconds=round(self.seconds())))
+        dataset, backbone = (Path(self.constants[name]).resolve().name for name in ("DATASET", "BACKBONE"))
         text = engine.get_template("page.html").render(
             title=printable(f"{dataset}, {backbone}"),
             summary=self._summary(),
@@ -116,7 +129,7 @@ class Page:
             environment=_table(environment),
             **values,
         )
-        files.write_text(self.folder / FILE, text.encode("utf-8", "replace").decode("utf-8"))
+        files.write_text(self.folder / FILE, text)
 
     def _curves(self, history):
         path = self.folder / "training_curves.png"

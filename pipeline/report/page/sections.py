@@ -94,16 +94,19 @@ def embedding_map(
     points, part = [], "test" if tested else "held_out"
     for old, new, number in zip(_on_the_map(before), _on_the_map(after), numbers.tolist(), strict=True):
         label = shown.labels[number]
-        point = {"before": old, "after": new, "colour": colours[label], **_thumbnail(part, shown, number, thumbnails)}
-        point |= {"text": names[label], "wrong": False, "neighbours": []}
+        place = _thumbnail(part, shown, number, thumbnails)["place"]
+        point = {"before": old, "after": new, "colour": colours[label], "place": place, "label": names[label]}
         if tested:
-            point["text"] += f", predicted {names[results.predicted[number]]}"
+            point["predicted"] = names[results.predicted[number]]
             point["wrong"] = bool(results.predicted[number] != label)
-            point["neighbours"] = _neighbours(data, results, number, 3, thumbnails)
+            nearest = _neighbours(data, results, number, 3, thumbnails)
+            point["neighbours"] = [{key: each[key] for key in ("place", "label", "same")} for each in nearest]
         points.append(point)
     description = f"t-SNE of {len(after):,} of {len(shown.labels):,} test images, coloured by class."
     if tested:
         description += " Wrong predictions have an edge."
+    if len(names) > MOST_IN_MATRIX:
+        description += " Of so many classes, several have the same colour."
     legend = [{"name": name, "colour": colour} for name, colour in zip(names, colours, strict=True)]
     return {"description": description, "legend": legend if len(names) <= MOST_IN_MATRIX else []}, points
 
@@ -138,8 +141,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, class_names: list[str])
     counts = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
     of_class, rows = np.maximum(counts.sum(axis=1), 1), []
     if len(names) <= MOST_IN_MATRIX:
-        shares = counts / of_class[:, None]
-        rows = [[{"share": f"{share:.3f}", "text": f"{share:.0%}"} for share in row] for row in shares.tolist()]
+        rows = [[_cell(count, images) for count in row] for row, images in zip(counts.tolist(), of_class, strict=True)]
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
     pairs = [divmod(int(place), len(names)) for place in order if wrong.flat[place]]
@@ -150,9 +152,9 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, class_names: list[str])
 def threshold(results: Results) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """The threshold for unknown images: what the template takes, and the distances, which the script takes."""
     distances = {"known": results.known_distances, "unknown": results.unknown_distances}
-    distances = {name: np.sort(each).astype(float).round(4).tolist() for name, each in distances.items()}
+    distances = {name: [float(f"{value:.7g}") for value in np.sort(each)] for name, each in distances.items()}
     largest = max([results.threshold, *distances["known"][-1:], *distances["unknown"][-1:]])
-    values = {"value": f"{results.threshold:.4f}", "largest": f"{1.05 * largest:.4f}"}
+    values = {"value": repr(float(results.threshold)), "largest": repr(1.05 * largest)}
     return values | {"known": bool(distances["known"]), "unknown": bool(distances["unknown"])}, distances
 
 
@@ -165,8 +167,17 @@ def class_table(classes: dict[str, dict[str, float]]) -> dict[str, Any]:
     return {"columns": ["class", *MEASURES], "rows": rows}
 
 
-def audit(data: DataSet, findings: list[Finding], thumbnails: Thumbnails) -> list[dict[str, Any]]:
-    """What may be wrong with the images or labels: for each kind of finding, the first ones with their images."""
+def audit(
+    data: DataSet, findings: list[Finding], duplicates: dict[str, float] | None, thumbnails: Thumbnails
+) -> list[dict[str, Any]]:
+    """What may be wrong with the images or labels: for each kind of finding, the first ones with their images.
+
+    Args:
+        data: `DataSet`.
+        findings: list of `Finding`.
+        duplicates: the entry "near duplicates" of `report.json`, None without test images that have any.
+        thumbnails: `Thumbnails`, to which the images are added.
+    """
     parts, names = [], [printable(name) for name in data.class_names + data.held_out_names]
     for kind, (title, explanation) in EXPLANATIONS.items():
         of_kind, shown = [each for each in findings if each.kind == kind], []
@@ -175,7 +186,7 @@ def audit(data: DataSet, findings: list[Finding], thumbnails: Thumbnails) -> lis
             finding = _thumbnail(each.part, images, each.index, thumbnails)
             label = names[images.labels[each.index]]
             if kind == LABEL:
-                finding["text"] = f"{label}; rather {names[each.other_label]}"
+                finding["text"] = f"labelled {label}, more likely {names[each.other_label]}"
             elif each.other_part:
                 finding["other"] = _thumbnail(
                     each.other_part, getattr(data, each.other_part), each.other_index, thumbnails
@@ -186,8 +197,19 @@ def audit(data: DataSet, findings: list[Finding], thumbnails: Thumbnails) -> lis
             shown.append(finding)
         if shown:
             number = f"{len(of_kind):,}" + f", the first {len(shown)} of them here" * (len(shown) < len(of_kind))
-            parts.append({"title": title, "description": f"{explanation} Found: {number}.", "shown": shown})
+            description = f"{explanation} Found: {number}."
+            if kind == ACROSS and "accuracy without them" in (duplicates or {}):
+                accuracy = duplicates["accuracy without them"]
+                description += f" Without the test images among them, the accuracy of triplet loss is {accuracy:.4f}."
+            parts.append({"title": title, "description": description, "shown": shown})
     return parts
+
+
+def _cell(count, images):
+    """A cell of the confusion matrix; `images` is the number of images of the class, 1 if it has none."""
+    share = count / images
+    text = "" if count == 0 else "<1%" if share < 0.01 else f"{share:.0%}"
+    return {"share": f"{share:.3f}", "text": text, "count": f"{count} of {images}"}
 
 
 def _on_the_map(places):
@@ -201,6 +223,7 @@ def _neighbours(data, results, number, count, thumbnails):
     return [
         {
             **_thumbnail("train", data.train, index, thumbnails),
+            "label": printable(data.class_names[data.train.labels[index]]),
             "same": bool(data.train.labels[index] == data.test.labels[number]),
         }
         for index in results.indices[number][:count]
@@ -209,4 +232,5 @@ def _neighbours(data, results, number, count, thumbnails):
 
 def _thumbnail(part: str, images: Images, index: int, thumbnails: Thumbnails) -> dict[str, Any]:
     """The place of an image among the thumbnails, and its name."""
-    return {"place": thumbnails.add(part, index, images.pixels(index)), "name": printable(images.name_of(index))}
+    place = thumbnails.add(part, index, images.pixels(index), printable(images.name_of(index)))
+    return {"place": place, "name": thumbnails.names[place]}

@@ -10,26 +10,31 @@ from PIL import Image
 SIDES = (64, 48, 32, 24, 16)  # pixels, the largest with which the file is small enough
 SHOWN = 40  # pixels, the least on the page; smaller thumbnails are enlarged by a whole number
 MOST_BYTES = 3_000_000  # of the file
+LONGEST_NAME = 120  # characters; of longer names, the middle is left out
 
 
 class Thumbnails:
     """Collects images, and draws them into one picture: a grid, row by row."""
 
     def __init__(self):
-        self.places, self.images = {}, []
+        self.places, self.images, self.names = {}, [], []
 
-    def add(self, part: str, index: int, image: np.ndarray) -> int:
+    def add(self, part: str, index: int, image: np.ndarray, name: str) -> int:
         """The place of an image in the grid; the same for the same part and index.
 
         Args:
             part: str, what the index counts in.
             index: int.
             image: uint8, shape `(3, height, width)`.
+            name: str, of the image.
         """
         key = part, int(index)
         if key not in self.places:
             self.places[key] = len(self.images)
             self.images.append(image)
+            self.names.append(
+                name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 :]}"
+            )
         return self.places[key]
 
     def sheet(self) -> tuple[str, int, int]:
