@@ -1,15 +1,21 @@
 """Nearest-neighbour search, classification by vote, the scores recall@k and MAP@R, and when an image is unknown."""
 
 import math
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
+MANY_PAIRS = 2**30  # of references and queries, from which on faiss searches
+SPARE, BLOCK = 16, 256  # neighbours that faiss finds beyond those that are wanted; queries that are compared at once
+
 
 def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
     """Finds the nearest references of each query by Euclidean distance, exactly.
+
+    Many are searched by faiss, where it is installed.
 
     Args:
         references: floats, shape `(n_references, embedding_size)`.
@@ -23,6 +29,8 @@ def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tup
         ValueError: if `neighbours` is below 1 or above the number of references.
     """
     _check_neighbours(neighbours, references)
+    if _uses_faiss(references, queries):
+        return _by_faiss(references, queries, neighbours)
     return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(references).kneighbors(queries)
 
 
@@ -36,7 +44,36 @@ def nearest_others(embeddings: np.ndarray, neighbours: int) -> tuple[np.ndarray,
     Returns:
         Tuple of distances and indices, nearest first, both of shape `(n, neighbours)`.
     """
+    if _uses_faiss(embeddings, embeddings):
+        distances, indices = _by_faiss(embeddings, embeddings, neighbours + 1)
+        left_out = indices == np.arange(len(embeddings))[:, None]  # itself, or the last of many equal ones
+        left_out[:, -1] |= ~left_out.any(axis=1)
+        return tuple(each[~left_out].reshape(len(embeddings), neighbours) for each in (distances, indices))
     return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(embeddings).kneighbors()
+
+
+def _uses_faiss(references, queries):
+    return len(references) * len(queries) >= MANY_PAIRS and find_spec("faiss") is not None
+
+
+def _by_faiss(references, queries, neighbours):
+    """As `nearest`. Of equally near references, those with the smaller indices come first."""
+    import faiss
+
+    # It subtracts large numbers in float32 where vectors are far from 0 and near each other. So it gets them relative to
+    # their mean, finds some more than are wanted, and the distances are then computed from differences.
+    mean = references.mean(axis=0, dtype="float64").astype("float32")
+    count = min(neighbours + SPARE, len(references))
+    _, found = faiss.knn(
+        np.subtract(queries, mean, dtype="float32"), np.subtract(references, mean, dtype="float32"), count
+    )
+    distances = np.empty(found.shape)  # shape (n_queries, count)
+    for start in range(0, len(queries), BLOCK):
+        part = slice(start, start + BLOCK)
+        differences = references[found[part]].astype("float64") - queries[part, None]
+        distances[part] = np.sqrt(np.einsum("nkd,nkd->nk", differences, differences))
+    order = np.lexsort((found, distances), axis=1)[:, :neighbours]
+    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(found, order, axis=1)
 
 
 def vote(distances: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.settings import devices
 
 on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone divides batches between devices")
-TWO = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "KERAS_BACKEND": "jax"}
+SEVERAL = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "KERAS_BACKEND": "jax"}
 SMALL = ("--dataset", "digits", "--backbone", "SmallConvNet", "--weights", "none", "--image-size", "8", "--epochs", "2")
 
 TRAINS = """
@@ -41,7 +41,7 @@ for number in map(int, sys.argv[2:]):
     loss = MergeTripletLoss(0.3) if merge else InBatchTripletLoss(0.3, sys.argv[1])
     settings = ("merge" if merge else "in_batch"), 4, 4, 0, "shift_flip", 4
     batches = training_batches(data, list("abcde"), *settings)
-    trained.compile(keras.optimizers.Adam(1e-2), loss, metrics=loss.metrics())
+    trained.compile(keras.optimizers.SGD(0.02), loss, metrics=loss.metrics())
     losses = []
     for epoch in range(2):
         batches.start_epoch(epoch)
@@ -55,15 +55,14 @@ print(json.dumps(results))
 
 @on_jax
 @pytest.mark.parametrize("loss", ["batch_all", "batch_hard", "semi_hard", "all_semi_hard", "merge"])
-def test_two_and_four_devices_train_as_one_does(loss):
-    done = run_python("-c", TRAINS, loss, 1, 2, 4, **TWO)
+def test_two_devices_train_as_one_does(loss):
+    """By gradient descent: Adam makes as large a step along a gradient of rounding errors as along any other."""
+    done = run_python("-c", TRAINS, loss, 1, 2, **SEVERAL)
     assert done.returncode == 0, done.stderr
-    one, *others = json.loads(done.stdout.splitlines()[-1])
-    assert one[0] == [1] and one[1][0] != one[1][1]
-    for number, (on, losses, embeddings) in zip((2, 4), others, strict=True):
-        assert on == [number]
-        np.testing.assert_allclose(losses, one[1], rtol=1e-4)
-        np.testing.assert_allclose(embeddings, one[2], atol=2e-3)
+    (on_one, losses, embeddings), (on_two, *others) = json.loads(done.stdout.splitlines()[-1])
+    assert (on_one, on_two) == ([1], [2]) and losses[0] != losses[1]
+    np.testing.assert_allclose(others[0], losses, rtol=2e-5)
+    np.testing.assert_allclose(others[1], embeddings, atol=1e-3)
 
 
 @on_jax
@@ -71,7 +70,7 @@ def test_a_run_on_two_devices_has_the_report_of_one_and_resumes_on_another_numbe
     settings = (*SMALL, "--images-per-class", "4", "--learning-rate", "3e-3")
     histories = []
     for number in (1, 2):
-        done = run_script(*settings, "--devices", number, "--run-folder", f"run {number}", cwd=tmp_path, **TWO)
+        done = run_script(*settings, "--devices", number, "--run-folder", f"run {number}", cwd=tmp_path, **SEVERAL)
         assert done.returncode == 0, done.stderr
         assert ("between 2 devices: cpu:0, cpu:1" in done.stdout) == (number == 2)
         with open(tmp_path / f"run {number}" / "history.csv", newline="") as file:
@@ -92,7 +91,7 @@ def test_a_number_of_devices_that_is_not_possible_is_refused(wanted, batch_size,
         "from pipeline.settings import keras_settings; keras_settings.apply()\n"
         f"from pipeline.settings import devices; devices.distribute('{wanted}', {batch_size})"
     )
-    done = run_python("-c", code, **TWO)
+    done = run_python("-c", code, **SEVERAL)
     assert done.returncode == 1 and words in done.stderr
 
 

@@ -11,6 +11,7 @@ from pipeline.neighbours import (
     mean_average_precision_at_r,
     nearest,
     nearest_neighbour_accuracy,
+    nearest_others,
     predict_classes,
     retrieval_scores,
     unknown_threshold,
@@ -56,6 +57,15 @@ def random_data(seed, n_queries=25):
     return references, reference_labels, queries, query_labels
 
 
+@pytest.fixture(params=["scikit-learn", "faiss"])
+def search(request, monkeypatch):
+    """Either way of searching."""
+    if request.param == "faiss":
+        pytest.importorskip("faiss")
+        monkeypatch.setattr(nearest_neighbours, "MANY_PAIRS", 0)
+
+
+@pytest.mark.usefixtures("search")
 @pytest.mark.parametrize("neighbours", [1, 7, 60])
 def test_the_nearest_references_are_those_of_a_plain_loop(neighbours):
     references, _, queries, _ = random_data(0)
@@ -67,6 +77,22 @@ def test_the_nearest_references_are_those_of_a_plain_loop(neighbours):
         np.testing.assert_allclose(distance, np.array(expected)[index], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("search")
+@pytest.mark.parametrize("count", [2, 30])
+def test_the_nearest_others_are_those_of_a_plain_loop(count):
+    """Some vectors occur several times, so that another one is as near as the vector itself."""
+    vectors = np.repeat(random_data(3)[0][:count], [1 + 3 * (place % 5 == 1) for place in range(count)], axis=0)
+    neighbours = min(4, len(vectors) - 1)
+    distances, indices = nearest_others(vectors, neighbours)
+    for number, (index, distance) in enumerate(zip(indices, distances, strict=True)):
+        ranking, expected = loop_ranking(vectors, vectors[number])
+        assert number not in index and len(set(index)) == neighbours
+        nearest_distances = [expected[place] for place in ranking if place != number][:neighbours]
+        np.testing.assert_allclose(distance, nearest_distances, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.array(expected)[index], nearest_distances, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("search")
 def test_each_of_many_close_vectors_is_its_own_nearest_reference():
     """Unit vectors that differ in the fourth digit, like those of a network that has hardly been trained."""
     vectors = 1 + 1e-4 * np.random.default_rng(1).normal(size=(500, 128))
