@@ -60,8 +60,8 @@ def _by_faiss(references, queries, neighbours):
     """As `nearest`. Of equally near references, those with the smaller indices come first."""
     import faiss
 
-    # It subtracts large numbers in float32 where vectors are far from 0 and near each other. So it gets them relative to
-    # their mean, finds some more than are wanted, and the distances are then computed from differences.
+    # It subtracts large numbers in float32 where vectors are far from 0 and near each other. So it gets them relative
+    # to their mean, finds some more than are wanted, and the distances are then computed from differences.
     mean = references.mean(axis=0, dtype="float64").astype("float32")
     count = min(neighbours + SPARE, len(references))
     _, found = faiss.knn(
