@@ -159,6 +159,53 @@ def test_data_sets_that_were_not_used_for_longest_make_room_for_others(tmp_path,
     assert capsys.readouterr().out.count("Removing the decoded images of another data set") == 1
 
 
+def test_what_another_process_writes_is_not_removed(tmp_path, monkeypatch):
+    writing, paths = save(tmp_path / "images", 40), save(tmp_path / "others", 40, seed=1)
+    cache = tmp_path / "cache"
+    store = image_store.opened(writing, (16, 16), "scale", "disk", str(cache))
+    monkeypatch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=40_000))
+    on_disk(paths, cache)
+    store.finish(None)
+    store.close()
+    assert all(image_store.is_complete(folder) for folder in cache.iterdir())
+
+
+def test_a_folder_that_is_removed_while_another_process_waits_for_it_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.01))
+    paths, results = save(tmp_path / "images", 9), []
+    first = image_store.opened(paths, (16, 16), "scale", "disk", str(tmp_path / "cache"))
+    other = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")))
+    other.start()
+    other.join(0.3)
+    first.remove()
+    first.close()
+    other.join(30)
+    assert_same(results[0], read_data_set(paths, 16, "scale"))
+
+
+def test_a_failed_start_leaves_nothing_locked(tmp_path, monkeypatch):
+    """In a notebook, whose traceback keeps everything alive."""
+    paths = save(tmp_path / "images", 9)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        with pytest.raises(InputError) as kept:
+            on_disk(paths, tmp_path / "cache")
+    assert_same(on_disk(paths, tmp_path / "cache"), read_data_set(paths, 16, "scale"))
+    assert "CACHE_FOLDER" in str(kept.value)
+
+
+def test_corrupt_pixels_are_found_again_if_their_repair_was_interrupted(tmp_path, monkeypatch):
+    paths = save(tmp_path / "images", 9)
+    on_disk(paths, tmp_path / "cache")
+    pixels = folder_of(paths, (16, 16), "scale", str(tmp_path / "cache")) / image_store.PIXELS
+    pixels.write_bytes(bytes(len(pixels.read_bytes())))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(image_store.Disk, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        on_disk(paths, tmp_path / "cache")
+    monkeypatch.setattr(image_store, "CHECKED", 0)
+    assert_same(on_disk(paths, tmp_path / "cache"), read_data_set(paths, 16, "scale"))
+
+
 @pytest.mark.parametrize("free", [0, 1000])
 def test_a_disk_that_is_too_small_is_named_with_the_space_that_is_needed(free, tmp_path, monkeypatch):
     paths = save(tmp_path / "images", 300, (80, 80))

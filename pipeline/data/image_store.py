@@ -1,5 +1,6 @@
 """Where decoded images are kept: in memory, or in a file on disk that the next run finds again."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -85,22 +86,23 @@ class Disk(Memory):
     def __init__(self, folder: Path, count: int, size: tuple[int, int]):
         self.folder, self.size_of_image = folder, 3 * math.prod(size)
         self.records, self.value_range, self.mutex = np.zeros(count, RECORD), None, threading.Lock()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.lock = _locked(folder / LOCK)
-            self.is_complete = self._read_state(count)
-            if not self.is_complete:
-                _make_room(folder, count * self.size_of_image)
-            (folder / PIXELS).touch()
-            self.file = open(folder / PIXELS, "r+b", buffering=0)
-            _allocate(self.file, count * self.size_of_image)
-            self.array = np.asarray(np.memmap(folder / PIXELS, "uint8", "r", shape=(count, 3, *size)))
-            if not self._is_intact():
-                print(f"Warning: the decoded images in {folder} are corrupt, and are decoded again.")
-                self.records[:], self.value_range, self.is_complete = np.zeros(1, RECORD), None, False
-            os.utime(folder / LOCK)
-        except OSError as error:
-            raise _unwritable(folder, error) from error
+        with contextlib.ExitStack() as entered:
+            try:
+                self.lock = entered.enter_context(_locked(folder))
+                self.is_complete = self._read_state(count)
+                if not self.is_complete:
+                    _make_room(folder, count * self.size_of_image)
+                (folder / PIXELS).touch()
+                self.file = entered.enter_context(open(folder / PIXELS, "r+b", buffering=0))
+                _allocate(self.file, count * self.size_of_image)
+                self.array = np.asarray(np.memmap(folder / PIXELS, "uint8", "r", shape=(count, 3, *size)))
+                if not self._is_intact():
+                    print(f"Warning: the decoded images in {folder} are corrupt, and are decoded again.")
+                    self._forget(count)
+                os.utime(folder / LOCK)
+            except OSError as error:
+                raise _unwritable(folder, error) from error
+            entered.pop_all()  # they stay open until `close`
 
     def write(self, number: int, pixels: np.ndarray) -> None:
         try:
@@ -146,8 +148,7 @@ class Disk(Memory):
             if len(records) != count or (self.folder / PIXELS).stat().st_size != count * self.size_of_image:
                 raise ValueError
         except (OSError, ValueError):
-            (self.folder / STATE).unlink(missing_ok=True)
-            (self.folder / RECORDS).write_bytes(self.records.tobytes())
+            self._forget(count)
             return False
         self.records = records
         try:
@@ -156,6 +157,12 @@ class Disk(Memory):
             return True
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+    def _forget(self, count):
+        """Marks all images as not decoded yet, on disk too."""
+        self.records, self.value_range, self.is_complete = np.zeros(count, RECORD), None, False
+        (self.folder / STATE).unlink(missing_ok=True)
+        (self.folder / RECORDS).write_bytes(self.records.tobytes())
 
     def _is_intact(self):
         """Whether some of the images have the pixels that were written."""
@@ -219,20 +226,27 @@ def folder_of(paths: Sequence[os.PathLike], size: tuple[int, int], fit: str, cac
     return top / key.hexdigest()
 
 
-def _locked(path):
-    """The open file of a lock, for which it waits."""
-    waits = False
+def _locked(folder, waits=True):
+    """The open file of a folder's lock, or None if another process has locked it and nobody waits."""
+    announced = False
     while True:
-        file = open(path, "a+b")
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a+b")
         try:
             files.lock(file)
-            return file
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
+                return file
+        except FileNotFoundError:  # the other process has removed the folder
+            pass
         except BlockingIOError:
-            file.close()
             if not waits:
-                print(f"Waiting for another process, which is reading the same images into {path.parent}")
-            waits = True
+                file.close()
+                return None
+            if not announced:
+                print(f"Waiting for another process, which is reading the same images into {folder}")
+            announced = True
             time.sleep(1)
+        file.close()
 
 
 def _allocate(file, size):
@@ -257,8 +271,12 @@ def _make_room(folder, needed):
         kept = sum(sizes[others.index(oldest) :])
         if needed + kept <= (free + kept) / 2:
             break
+        lock = _locked(oldest, waits=False)
+        if lock is None:  # another process writes it
+            continue
         print(f"Removing the decoded images of another data set, {_space(size)}: {oldest}")
         shutil.rmtree(oldest, ignore_errors=True)
+        lock.close()
         free += size
     if needed > free:
         raise InputError(
