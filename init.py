@@ -70,7 +70,7 @@ def main():
 
         from fine_tune_model import fine_tuned_models, portable_model, triplet_model
         from pipeline import files
-        from pipeline.data.batches import Batches, in_order, training_batches
+        from pipeline.data.batches import Batches, in_order, rows_of_a_batch, training_batches
         from pipeline.data.images import load_images, print_summary
         from pipeline.data.splits import at_most, sample
         from pipeline.neighbours import nearest_neighbour_accuracy
@@ -86,7 +86,6 @@ def main():
         from pipeline.training.learning_rate import warm_up_then_cosine
         from triplet_loss_functions import InBatchTripletLoss, MergeTripletLoss
 
-    parallel = devices.distribute(DEVICES, CLASSES_PER_BATCH * IMAGES_PER_CLASS)  # number of devices
     keras_settings.set_seed(SEED)
     precision = keras_settings.set_precision(PRECISION, IMAGE_SIZE)
 
@@ -95,6 +94,8 @@ def main():
     data = load_images(DATASET, IMAGE_SIZE, FIT, *fractions, SEED, *left_out, IMAGES_IN, CACHE_FOLDER)
     train, validation, _, _, class_names, held_out_names, value_range, checksum = data
     print_summary(data)
+    rows = rows_of_a_batch(len(class_names), TRIPLET_LOSS, CLASSES_PER_BATCH, IMAGES_PER_CLASS)
+    parallel = devices.distribute(DEVICES, rows)  # the number of devices
     neighbours = at_most("NEIGHBOURS", NEIGHBOURS, len(train.labels), "the number of training images")
 
     # Build the network.
@@ -132,8 +133,7 @@ def main():
         trained, loss = keras.Model(model.inputs, model.outputs), InBatchTripletLoss(MARGIN, MINING)
     else:
         trained, loss = triplet_model(model), MergeTripletLoss(MARGIN)
-    settings = TRIPLET_LOSS, CLASSES_PER_BATCH, IMAGES_PER_CLASS, SEED, AUGMENT, parallel
-    batches = training_batches(train, class_names, *settings)
+    batches = training_batches(train, class_names, TRIPLET_LOSS, CLASSES_PER_BATCH, IMAGES_PER_CLASS, SEED, AUGMENT)
     metrics = loss.metrics()
     learning_rate = warm_up_then_cosine(LEARNING_RATE, WARM_UP, EPOCHS * len(batches))
     if CONTROL == "cross_entropy":

@@ -112,8 +112,21 @@ def checksum(path: str | os.PathLike) -> int:
     return zlib.crc32(Path(path).read_bytes()) if Path(path).is_file() else 0
 
 
-def lock(file: BinaryIO) -> bool:
+def allocate(file: BinaryIO, size: int) -> None:
+    """Makes a file as large as it will be, so that a full disk shows now, as OSError, and not when it is written."""
+    if os.fstat(file.fileno()).st_size == size:
+        return
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    file.truncate(size)
+
+
+def lock(file: BinaryIO, shared: bool = False) -> bool:
     """Locks an open file until it is closed or the process ends.
+
+    Args:
+        file: an open file.
+        shared: bool, whether others may lock it as shared too; where the system cannot, the file is not locked.
 
     Returns:
         Whether the file system supports locks.
@@ -125,12 +138,12 @@ def lock(file: BinaryIO) -> bool:
         import fcntl
 
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in UNSUPPORTED:
                 return False
             raise
-    else:
+    elif not shared:
         import msvcrt
 
         try:

@@ -8,6 +8,8 @@ import numpy as np
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
+from pipeline import system_memory
+
 MANY_PAIRS = 2**30  # of references and queries, from which on faiss searches
 SPARE, BLOCK = 16, 256  # neighbours that faiss finds beyond those that are wanted; queries that are compared at once
 
@@ -53,7 +55,10 @@ def nearest_others(embeddings: np.ndarray, neighbours: int) -> tuple[np.ndarray,
 
 
 def _uses_faiss(references, queries):
-    return len(references) * len(queries) >= MANY_PAIRS and find_spec("faiss") is not None
+    """Whether there are many, faiss is installed, and there is memory for the copies that it needs."""
+    free = system_memory.free_memory()
+    fits = free is None or references.nbytes + queries.nbytes < free / 4
+    return len(references) * len(queries) >= MANY_PAIRS and fits and find_spec("faiss") is not None
 
 
 def _by_faiss(references, queries, neighbours):

@@ -8,8 +8,9 @@ GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def used_memory() -> int:
-    """Bytes of memory that this process has, on Linux."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory that this process has, without files that are mapped into it, on Linux."""
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_memory() -> int | None:
@@ -38,9 +39,12 @@ def _free_in_groups():
         return
     for _, controllers, path in lines:
         if not controllers:  # version 2
-            top, names = GROUPS, ("memory.max", "memory.current", "inactive_file")
+            top, names = GROUPS, ("memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
-            top, names = GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            top, names = (
+                GROUPS / "memory",
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+            )
         else:
             continue
         group = top / path.strip("/")
@@ -48,8 +52,8 @@ def _free_in_groups():
             try:
                 limit, used = (int((folder / name).read_text()) for name in names[:2])
                 details = (folder / "memory.stat").read_text() if (folder / "memory.stat").exists() else ""
-                cached = re.search(rf"^{names[2]} (\d+)$", details, re.MULTILINE)
-                yield limit - used + int(cached[1] if cached else 0)  # files that have been read can be forgotten
+                cached = map(int, re.findall(rf"^{names[2]}(?:in)?active_file (\d+)$", details, re.MULTILINE))
+                yield limit - used + sum(cached)  # files that have been read can be forgotten
             except (OSError, ValueError):  # no such folder, or "max"
                 pass
             if folder == top:

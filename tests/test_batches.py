@@ -10,7 +10,6 @@ import pytest
 
 from pipeline.data.batches import Batches, classes_and_images, in_order, random_triplets, training_batches
 from pipeline.data.splits import Images
-from pipeline.errors import InputError
 
 PLANS = {
     "classes": lambda labels: classes_and_images(labels, 3, 4),
@@ -259,18 +258,6 @@ def test_batches_in_order_can_be_divided_between_devices(devices, count):
         indices = np.concatenate(batches)
         assert indices.tolist() == [*range(count)] + [count - 1] * (-count % devices)
         assert len(batches) <= -(-len(indices) // max(1, batch_size - devices + 1))
-
-
-def test_batches_that_devices_cannot_divide_are_refused_or_reduced(capsys):
-    train, class_names = images_of_classes(9, 2, 6)
-    with pytest.raises(InputError, match=r"`IMAGES_PER_CLASS` must be a multiple of DEVICES, 4, .* 3 classes.*: 5"):
-        training_batches(train, class_names, "in_batch", 4, 5, 0, "none", devices=4)
-    assert len(training_batches(train, class_names, "in_batch", 4, 4, 0, "none", devices=4)[0][0]) == 12
-    capsys.readouterr()
-    assert len(training_batches(train, class_names, "merge", 5, 4, 0, "none", devices=4)[0][0]) == 4
-    assert "triplets in a batch = 6 is reduced to 4" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"`IMAGES_PER_CLASS` must be larger"):
-        training_batches(train, class_names, "merge", 2, 4, 0, "none", devices=4)
 
 
 @pytest.mark.parametrize("triplet_loss", ["in_batch", "merge"])

@@ -29,6 +29,15 @@ def save(folder, count, size=(20, 20), seed=0):
     return [*paths, folder / "no image.png"]
 
 
+@pytest.fixture(autouse=True)
+def new_process():
+    """As if no image were in use by an earlier run of this process."""
+    yield
+    for lock in image_store._in_use.values():
+        lock.close()
+    image_store._in_use.clear()
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """The paths that are decoded."""
@@ -91,6 +100,21 @@ def test_images_are_decoded_anew_if_a_file_the_size_or_the_fit_changes(tmp_path,
         assert len(counted) == 2 * len(paths)
 
 
+def test_sixteen_bit_files_that_become_readable_are_scaled_like_the_others(tmp_path):
+    paths = save(tmp_path / "images", 4, (9, 9))[:-1]
+    for number in (1, 2):
+        Image.fromarray(np.arange(81, dtype="uint16").reshape(9, 9) * 10 * number).save(paths[number])
+    content = paths[2].read_bytes()
+    status = os.stat(paths[2])
+    paths[2].write_bytes(bytes(len(content)))
+    os.utime(paths[2], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert on_disk(paths, tmp_path / "cache").value_range == (0, 800)
+    paths[2].write_bytes(content)
+    os.utime(paths[2], ns=(status.st_atime_ns, status.st_mtime_ns))
+    for _ in range(2):
+        assert_same(on_disk(paths, tmp_path / "cache"), read_data_set(paths, 16, "scale"))
+
+
 def test_a_folder_that_has_moved_is_found_again(tmp_path, counted):
     paths = save(tmp_path / "before" / "images", 9)
     on_disk(paths, tmp_path / "cache")
@@ -137,8 +161,11 @@ def test_a_second_process_waits_for_the_first_one(tmp_path, capsys, monkeypatch)
     first = image_store.opened(paths, (16, 16), "scale", "disk", str(tmp_path / "cache"))
     other = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")))
     other.start()
-    other.join(0.5)
-    assert not results and capsys.readouterr().out.count("Waiting for another process") == 1
+    printed = ""
+    while "Waiting for another process" not in printed and other.is_alive():
+        other.join(0.1)
+        printed += capsys.readouterr().out
+    assert not results and other.is_alive()
     first.close()
     other.join(30)
     assert_same(results[0], read_data_set(paths, 16, "scale"))
@@ -152,11 +179,27 @@ def test_data_sets_that_were_not_used_for_longest_make_room_for_others(tmp_path,
         on_disk(paths, cache)  # 31,488 bytes of pixels, 40 KiB on the disk
         os.utime(folders[number] / image_store.LOCK, (number + 1, number + 1))
     on_disk(sets[0], cache)  # used again
+    for lock in image_store._in_use.values():
+        lock.close()
+    (cache / "of somebody else").mkdir()
+    (cache / "of somebody else" / image_store.LOCK).touch()
     monkeypatch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=140_000))
     capsys.readouterr()
     on_disk(sets[3], cache)
     assert [folder.exists() for folder in folders] == [True, False, True, True]
+    assert (cache / "of somebody else" / image_store.LOCK).exists()
     assert capsys.readouterr().out.count("Removing the decoded images of another data set") == 1
+
+
+def test_what_another_process_uses_is_not_removed(tmp_path, monkeypatch):
+    used, paths = save(tmp_path / "images", 40), save(tmp_path / "others", 40, seed=1)
+    on_disk(used, tmp_path / "cache")
+    monkeypatch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=40_000))
+    on_disk(paths, tmp_path / "cache")
+    assert folder_of(used, (16, 16), "scale", str(tmp_path / "cache")).exists()
+    in_memory = read_data_set(used, 16, "scale")
+    assert_same(on_disk(used, tmp_path / "cache"), in_memory)  # two runs may use the same images
+    assert_same(on_disk(used, tmp_path / "cache"), in_memory)
 
 
 def test_what_another_process_writes_is_not_removed(tmp_path, monkeypatch):
@@ -167,7 +210,7 @@ def test_what_another_process_writes_is_not_removed(tmp_path, monkeypatch):
     on_disk(paths, cache)
     store.finish(None)
     store.close()
-    assert all(image_store.is_complete(folder) for folder in cache.iterdir())
+    assert all(image_store.is_complete(folder) for folder in cache.iterdir()) and len(list(cache.iterdir())) == 2
 
 
 def test_a_folder_that_is_removed_while_another_process_waits_for_it_is_made_again(tmp_path, monkeypatch):

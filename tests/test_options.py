@@ -107,7 +107,7 @@ CASES = {
 }
 FLAGS = ("OVERWRITE", "EXPORT_EMBEDDINGS")
 VALUED = [name for name in CONSTANTS if name not in FLAGS]
-ANY_TEXT = "HELD_OUT_CLASSES"
+ANY_TEXT = ("HELD_OUT_CLASSES", "DEVICES")  # or a number
 
 
 def option(name):
@@ -173,7 +173,7 @@ def test_a_wrong_value_is_refused_with_its_constant_and_what_is_allowed(name):
     refused, _, words, _ = CASES[name]
     on_the_command_line = [([f"{option(name)}={value}"], {}, value) for value in refused]
     wrong = WRONG_TYPES[type(CONSTANTS[name])]
-    if type(CONSTANTS[name]) is str and name != ANY_TEXT:
+    if type(CONSTANTS[name]) is str and name not in ANY_TEXT:
         wrong = [*wrong, 3]
     in_the_script = [([], {name: value}, value) for value in wrong]
     for arguments, constants, value in on_the_command_line + in_the_script:
@@ -183,8 +183,8 @@ def test_a_wrong_value_is_refused_with_its_constant_and_what_is_allowed(name):
 
 
 def test_an_integer_in_the_script_or_a_file_serves_as_text(tmp_path):
-    path = write_json(tmp_path / "number.json", {ANY_TEXT: 5})
-    assert repr(read(**{ANY_TEXT: 5})) == repr(read("--constants", path)) == repr(CONSTANTS | {ANY_TEXT: "5"})
+    path = write_json(tmp_path / "number.json", {ANY_TEXT[0]: 5})
+    assert repr(read(**{ANY_TEXT[0]: 5})) == repr(read("--constants", path)) == repr(CONSTANTS | {ANY_TEXT[0]: "5"})
 
 
 def test_a_constant_that_is_missing_or_set_twice_is_refused(tmp_path):
@@ -428,7 +428,7 @@ def test_a_folder_without_two_classes_is_refused(folders, tmp_path):
         read("--dataset", "images")
 
 
-def test_a_run_inside_the_images_and_half_a_split_are_refused(tmp_path):
+def test_a_run_inside_the_images_and_half_a_split_are_refused(tmp_path, monkeypatch):
     for name in ("images/train/a", "images/train/b", "flat/a", "flat/b"):
         (tmp_path / name).mkdir(parents=True)
     with pytest.raises(InputError, match="`DATASET` must have its parts in folders train/, test/"):
@@ -438,6 +438,8 @@ def test_a_run_inside_the_images_and_half_a_split_are_refused(tmp_path):
             with pytest.raises(InputError, match=f"`{name.upper()}_FOLDER` must not be inside `DATASET`"):
                 read("--dataset", "flat", f"--{name}-folder", run)
     assert read("--dataset", "flat", "--run-folder", "flat2")
+    monkeypatch.chdir(tmp_path / "flat")
+    assert read("--dataset", ".", "--run-folder", "../run", script=tmp_path / "init.py")["CACHE_FOLDER"] == "auto"
 
 
 def test_a_csv_file_is_checked(tmp_path):

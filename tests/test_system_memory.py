@@ -32,7 +32,8 @@ def test_free_memory_follows_the_limits_of_control_groups(version, group, tmp_pa
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in zip((*names, "memory.stat"), ("1000\n", "900\n", "anon 600\n"), strict=True):
         (folder / name).write_text(content)
-    cached = "total_inactive_file 300\n" if version == 1 else "inactive_file 300\n"
+    prefix = "total_" if version == 1 else ""
+    cached = f"{prefix}inactive_file 200\n{prefix}active_file 100\n"
     (folder / "memory.stat").write_text("anon 600\n" + cached)
     if folder != top:
         (top / names[0]).write_text("max\n" if version == 2 else f"{2**63}\n")

@@ -8,14 +8,13 @@ import numpy as np
 
 from pipeline.data.image_list import shortened
 from pipeline.data.splits import Images, at_most
-from pipeline.errors import InputError
 
 MANY_USES = 20  # of an image in an epoch, from which on there is a warning
 Plan = Callable[[np.random.Generator], list[np.ndarray]]
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of images for `fit` and `predict`, taken from memory by a plan of indices.
+    """Batches of images for `fit` and `predict`, chosen by a plan of indices.
 
     The plan and the augmentation of an epoch depend on the seed and the epoch's number alone, so that a run can be
     repeated, or resumed in any epoch. Call `start_epoch` before each one, and `fit` with `shuffle=False`.
@@ -71,7 +70,6 @@ def training_batches(
     images_per_class: int,
     seed: int,
     augment: str,
-    devices: int = 1,
 ) -> Batches:
     """Batches for one of the two losses; prints where the images limit the batches.
 
@@ -84,27 +82,11 @@ def training_batches(
         images_per_class: int, K.
         seed: int.
         augment: as in `Batches`.
-        devices: int, between which each batch is divided.
-
-    Raises:
-        InputError: if the batches cannot be divided.
     """
     if triplet_loss == "merge":
-        triplets = classes_per_batch * images_per_class // 3
-        if triplets < devices:
-            raise InputError(
-                f"`IMAGES_PER_CLASS` must be larger, so that each of {devices} DEVICES has a triplet. "
-                f"Received: {images_per_class}"
-            )
-        limit = triplets // devices * devices
-        triplets = at_most("The number of triplets in a batch", triplets, limit, "a multiple of DEVICES")
-        return Batches(train, random_triplets(train.labels, triplets), seed, augment)
+        rows = rows_of_a_batch(len(class_names), triplet_loss, classes_per_batch, images_per_class)
+        return Batches(train, random_triplets(train.labels, rows), seed, augment)
     classes = at_most("CLASSES_PER_BATCH", classes_per_batch, len(class_names), "the number of classes")
-    if classes * images_per_class % devices:
-        raise InputError(
-            f"`IMAGES_PER_CLASS` must be a multiple of DEVICES, {devices}, since each batch has {classes} classes. "
-            f"Received: {images_per_class}"
-        )
     counts = np.bincount(train.labels, minlength=len(class_names))
     small = [f"{name} ({count})" for name, count in zip(class_names, counts, strict=True) if count < images_per_class]
     if small:
@@ -123,6 +105,13 @@ def training_batches(
             "collect more images of them, or remove some of the large ones, which also makes epochs shorter."
         )
     return batches
+
+
+def rows_of_a_batch(classes: int, triplet_loss: str, classes_per_batch: int, images_per_class: int) -> int:
+    """The number of images in a batch or, with `"merge"`, of triplets; the arguments are as in `training_batches`."""
+    if triplet_loss == "merge":
+        return classes_per_batch * images_per_class // 3
+    return min(classes_per_batch, classes) * images_per_class
 
 
 def in_order(count: int, batch_size: int, devices: int = 1) -> Plan:

@@ -65,7 +65,7 @@ def read_data_set(
     wanted, first = (image_size, image_size), _first_size(paths)
     own_size = first is not None and max(first) <= image_size  # larger ones are shrunk by averaging here, and in the
     if own_size and images_in != "memory":  # network by picking pixels
-        own_size = not image_store.is_complete(image_store.folder_of(paths, wanted, fit, cache))
+        own_size = not image_store.folder_of(paths, wanted, fit, cache).exists()
     decoded = _read(paths, first, fit, images_in, cache, only_this_size=True) if own_size else None
     return decoded or _read(paths, wanted, fit, images_in, cache)
 
@@ -74,12 +74,12 @@ def _read(paths, size, fit, images_in, cache, only_this_size=False):
     """Image files as `Decoded`, or None as soon as one has another size, if that is not wanted."""
     with contextlib.closing(image_store.opened(paths, size, fit, images_in, cache)) as store:
         missing = np.flatnonzero(store.records["state"] != READ).tolist()
-        errors = _decode(store, paths, missing, fit, None, only_this_size)
+        errors = _decode(store, paths, missing, fit, store.value_range, only_this_size)
         if errors is None:
             store.remove()
             return None
-        value_range = _decode_wide(store, paths, fit)
-        if not store.is_complete:
+        value_range = _decode_wide(store, paths, fit, errors)
+        if not store.is_complete or store.value_range != value_range:
             store.finish(value_range)
         return Decoded(store.array, store.records["digest"].tolist(), errors, value_range)
 
@@ -93,8 +93,11 @@ def _first_size(paths):
     return None
 
 
-def _decode_wide(store, paths, fit):
-    """Decodes images of more than 8 bits by the range of all their values, which is returned; None without any."""
+def _decode_wide(store, paths, fit, errors):
+    """Decodes images of more than 8 bits by the range of all their values, which is returned; None without any.
+
+    Errors are added to those of the other images.
+    """
     known = store.records[store.records["state"] == READ]
     if reduced := np.count_nonzero(known["is_reduced"]):
         print(
@@ -106,7 +109,9 @@ def _decode_wide(store, paths, fit):
     low, high = value_range = float(store.records["low"][wide].min()), float(store.records["high"][wide].max())
     print(f"{len(wide):,} images have 16-bit or floating-point pixels: {low:g} becomes black and {high:g} white.")
     if store.value_range != value_range:
-        _decode(store, paths, wide.tolist(), fit, value_range)
+        store.records["state"][wide] = 0  # if this is interrupted, they are decoded again
+        store.save([wide[0], wide[-1]])
+        errors |= _decode(store, paths, wide.tolist(), fit, value_range)
     return value_range
 
 

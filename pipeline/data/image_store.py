@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import threading
 import time
@@ -22,6 +23,7 @@ RECORD = np.dtype(
     [("state", "u1"), ("digest", "S16"), ("is_reduced", "?"), ("is_wide", "?"), ("low", "<f8"), ("high", "<f8")]
 )
 PIXELS, RECORDS, STATE, LOCK = "pixels", "records", "state.json", "lock"  # the files of a data set in the cache
+_in_use = {}  # path of a folder of the cache -> the open file of its lock, while this process uses its images
 CHECKED = 64  # images whose checksums are compared when a file is found again
 
 
@@ -86,29 +88,48 @@ class Disk(Memory):
     def __init__(self, folder: Path, count: int, size: tuple[int, int]):
         self.folder, self.size_of_image = folder, 3 * math.prod(size)
         self.records, self.value_range, self.mutex = np.zeros(count, RECORD), None, threading.Lock()
+        earlier = _in_use.pop(folder, None)  # of this process, such as of an earlier cell of a notebook
+        if earlier:
+            earlier.close()
+        try:
+            if not (is_complete(folder) and self._opened(count, size, shared=True)):
+                self._opened(count, size, shared=False)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+
+    def _opened(self, count, size, shared):
+        """Opens the folder, alone or, if all images are there, with others; returns whether that was possible."""
         with contextlib.ExitStack() as entered:
-            try:
-                self.lock = entered.enter_context(_locked(folder))
-                self.is_complete = self._read_state(count)
+            self.lock = entered.enter_context(_locked(self.folder, shared))
+            self.is_complete = self._read_state(count)
+            if shared and not self.is_complete:
+                return False
+            if not shared:
                 if not self.is_complete:
-                    _make_room(folder, count * self.size_of_image)
-                (folder / PIXELS).touch()
-                self.file = entered.enter_context(open(folder / PIXELS, "r+b", buffering=0))
-                _allocate(self.file, count * self.size_of_image)
-                self.array = np.asarray(np.memmap(folder / PIXELS, "uint8", "r", shape=(count, 3, *size)))
-                if not self._is_intact():
-                    print(f"Warning: the decoded images in {folder} are corrupt, and are decoded again.")
-                    self._forget(count)
-                os.utime(folder / LOCK)
-            except OSError as error:
-                raise _unwritable(folder, error) from error
+                    _make_room(self.folder, count * self.size_of_image)
+                (self.folder / PIXELS).touch()
+            self.file = entered.enter_context(open(self.folder / PIXELS, "r+b", buffering=0))
+            if not shared:
+                files.allocate(self.file, count * self.size_of_image)
+            self.array = np.asarray(np.memmap(self.folder / PIXELS, "uint8", "r", shape=(count, 3, *size)))
+            if not self._is_intact():
+                if shared:
+                    return False
+                print(f"Warning: the decoded images in {self.folder} are corrupt, and are decoded again.")
+                self._forget(count)
+            os.utime(self.folder / LOCK)
             entered.pop_all()  # they stay open until `close`
+        return True
 
     def write(self, number: int, pixels: np.ndarray) -> None:
+        left = memoryview(np.ascontiguousarray(pixels)).cast("B")
         try:
             with self.mutex:
                 self.file.seek(number * self.size_of_image)
-                self.file.write(np.ascontiguousarray(pixels).data)
+                while left:
+                    left = left[self.file.write(left) :]
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
@@ -135,11 +156,15 @@ class Disk(Memory):
     def remove(self) -> None:
         del self.array  # on Windows a file that is mapped cannot be removed
         self.file.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder, self.lock)
 
     def close(self) -> None:
         self.file.close()
-        self.lock.close()
+        if self.is_complete and os.name == "posix":  # until this process ends, no other one may remove the images
+            files.lock(self.lock, shared=True)
+            _in_use[self.folder] = self.lock
+        else:
+            self.lock.close()
 
     def _read_state(self, count):
         """Reads what an earlier process has written; returns whether it has finished."""
@@ -194,12 +219,11 @@ def opened(paths: Sequence[os.PathLike], size: tuple[int, int], fit: str, images
         print(f"Reading {what}: {_space(needed)} of memory")
         return Memory(count, size)
     folder = folder_of(paths, size, fit, cache)
-    store = Disk(folder, count, size)
-    if store.is_complete:
+    if is_complete(folder):
         print(f"Found {what}, decoded by an earlier run: {_space(needed)} on disk, in {folder}")
     else:
         print(f"Reading {what}: {_space(needed)} on disk, in {folder}")
-    return store
+    return Disk(folder, count, size)
 
 
 def is_complete(folder: Path) -> bool:
@@ -214,7 +238,10 @@ def folder_of(paths: Sequence[os.PathLike], size: tuple[int, int], fit: str, cac
         paths, size, fit, cache: as in `opened`.
     """
     top = Path(cache) if cache != "auto" else downloads.cache_folder() / "decoded_images"
-    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    try:
+        common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # relative and absolute paths, or of several drives
+        common = ""
     key = hashlib.blake2b(repr((1, tuple(size), fit)).encode(), digest_size=12)
     for path in paths:
         try:
@@ -226,17 +253,22 @@ def folder_of(paths: Sequence[os.PathLike], size: tuple[int, int], fit: str, cac
     return top / key.hexdigest()
 
 
-def _locked(folder, waits=True):
+def _locked(folder, shared=False, waits=True):
     """The open file of a folder's lock, or None if another process has locked it and nobody waits."""
     announced = False
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a+b")
         try:
-            files.lock(file)
+            file = open(folder / LOCK, "a+b")
+        except FileNotFoundError:  # another process has removed the folder
+            continue
+        try:
+            if not files.lock(file, shared) and not waits:
+                file.close()  # there are no locks here: another process may write into the folder
+                return None
             if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
                 return file
-        except FileNotFoundError:  # the other process has removed the folder
+        except FileNotFoundError:
             pass
         except BlockingIOError:
             if not waits:
@@ -249,35 +281,40 @@ def _locked(folder, waits=True):
         file.close()
 
 
-def _allocate(file, size):
-    """Makes a file as large as it will be, so that a full disk shows now."""
-    if os.fstat(file.fileno()).st_size == size:
-        return
-    file.truncate(size)
-    if hasattr(os, "posix_fallocate") and size:
-        os.posix_fallocate(file.fileno(), 0, size)
+def _remove(folder, lock):
+    """Removes a data set whose lock is held: its own files alone, the lock last."""
+    for name in (PIXELS, STATE, RECORDS):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / name).unlink()
+    with contextlib.suppress(OSError):  # on Windows, an open file cannot be removed
+        (folder / LOCK).unlink()
+    lock.close()
+    with contextlib.suppress(OSError):
+        if os.name != "posix":
+            (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _make_room(folder, needed):
     """Removes other data sets, the one not used for longest first, until the cache leaves half of the disk free.
 
-    Half of what would be free without the cache; what only just fits on the disk is accepted too.
+    Half of what would be free without the cache; what only just fits on the disk is accepted too. What another process
+    writes or uses stays.
     """
-    others = [each for each in folder.parent.iterdir() if each != folder and (each / LOCK).exists()]
-    others.sort(key=lambda each: (each / LOCK).stat().st_mtime)
-    sizes = [_taken(each) for each in others]
+    others = sorted((used, each) for each in folder.parent.iterdir() if each != folder and (used := _last_used(each)))
+    sizes = [_taken(each) for _, each in others]
     free = shutil.disk_usage(folder).free + _taken(folder)
-    for oldest, size in zip(others, sizes, strict=True):
-        kept = sum(sizes[others.index(oldest) :])
+    if needed > free + sum(sizes):
+        others = []  # which would not help
+    for place, (_, oldest) in enumerate(others):
+        kept = sum(sizes[place:])
         if needed + kept <= (free + kept) / 2:
             break
-        lock = _locked(oldest, waits=False)
-        if lock is None:  # another process writes it
-            continue
-        print(f"Removing the decoded images of another data set, {_space(size)}: {oldest}")
-        shutil.rmtree(oldest, ignore_errors=True)
-        lock.close()
-        free += size
+        if lock := _locked(oldest, waits=False):
+            print(f"Removing the decoded images of another data set, {_space(sizes[place])}: {oldest}")
+            with contextlib.suppress(OSError):
+                _remove(oldest, lock)
+            free += sizes[place] - _taken(oldest)
     if needed > free:
         raise InputError(
             f"`CACHE_FOLDER` must be on a disk with enough free space for the decoded images, {_space(needed)}, or "
@@ -285,10 +322,23 @@ def _make_room(folder, needed):
         )
 
 
+def _last_used(folder):
+    """When a data set was last used; 0 if the folder is not one of this cache."""
+    if not re.fullmatch("[0-9a-f]{24}", folder.name) or not (folder / RECORDS).exists():
+        return 0
+    with contextlib.suppress(OSError):
+        return (folder / LOCK).stat().st_mtime
+    return 0
+
+
 def _taken(folder):
     """Bytes of disk that the files of a folder take."""
-    status = [path.stat() for path in folder.iterdir()]
-    return sum(each.st_blocks * 512 if hasattr(each, "st_blocks") else each.st_size for each in status)
+    taken = 0
+    with contextlib.suppress(OSError):  # removed meanwhile, or of another user
+        for path in folder.iterdir():
+            status = path.stat()
+            taken += status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
+    return taken
 
 
 def _unwritable(folder, error):

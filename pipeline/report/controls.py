@@ -15,6 +15,7 @@ import numpy as np
 from pipeline import files, system_memory
 from pipeline.data.image_list import PARTS, TRAIN, VALIDATION
 from pipeline.data.splits import DataSet, Images
+from pipeline.errors import InputError
 from pipeline.report.audit import Finding, find_doubted_labels, find_duplicates, find_far_images
 from pipeline.report.linear import STRENGTHS, linear_predictions
 from pipeline.report.methods import Method, by_neighbours
@@ -222,5 +223,13 @@ def _large_array(shape, folder):
     free = system_memory.free_memory()
     if free is None or 4 * math.prod(shape) < free / 4:
         return np.empty(shape, "float32")
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.asarray(np.memmap(file, "float32", "w+", shape=shape))
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            files.allocate(file, 4 * math.prod(shape))
+            return np.asarray(np.memmap(file, "float32", "r+", shape=shape))
+    except OSError as error:
+        needed = f"{4 * math.prod(shape) / 2**20:,.0f} MiB"
+        raise InputError(
+            f"`RUN_FOLDER` must be on a disk with {needed} of free space, for raw pixels that do not fit into memory. "
+            f"Received: {error}"
+        ) from error

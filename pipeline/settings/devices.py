@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import InputError
+from pipeline.settings import process
 
 NVIDIA_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")  # the last under WSL
 
@@ -31,7 +32,7 @@ REASON = re.compile("cuda|gpu|driver|cudnn|dlopen|librar", re.IGNORECASE)
 LOG_PREFIX = re.compile(r"^[IWEF]\d{4} .*?\] |^\d{4}-\d\d-\d\d .*?\] |^\w+(\.\w+)*Error: ")
 
 
-def distribute(wanted: str, batch_size: int) -> int:
+def distribute(wanted: str, rows: int) -> int:
     """Lets Keras divide each batch between devices; call it before a variable exists.
 
     On JAX, the loss sees the whole batch (`keras.distribution.DataParallel`), so that triplets are found in all of it
@@ -40,7 +41,7 @@ def distribute(wanted: str, batch_size: int) -> int:
     Args:
         wanted: `"auto"`, all GPUs of this machine if the backend is JAX and they divide the batch, else one device; or
             a number. On a CPU, XLA makes as many devices as its flag `--xla_force_host_platform_device_count` says.
-        batch_size: int, the number of images in a batch.
+        rows: int, the number of images or triplets in a batch.
 
     Returns:
         The number of devices.
@@ -62,21 +63,21 @@ def distribute(wanted: str, batch_size: int) -> int:
     found = keras.distribution.list_devices()
     if wanted == "auto":
         most = 1 if found[0].startswith("cpu") else len(found)
-        count = next(each for each in range(most, 0, -1) if batch_size % each == 0)
+        count = next(each for each in range(most, 0, -1) if rows % each == 0)
         if count < most:
-            print(f"{count} of {most} GPUs are used, since a batch of {batch_size} images cannot be divided by {most}.")
+            print(f"{count} of {most} GPUs are used: {rows} images or triplets in a batch cannot be divided by {most}.")
     else:
         count = int(wanted)
         if count > len(found):
             raise InputError(f"`DEVICES` must be at most {len(found)}, the devices that JAX finds. Received: {wanted}")
-        if batch_size % count:
-            raise InputError(
-                f"`DEVICES` must divide CLASSES_PER_BATCH * IMAGES_PER_CLASS, {batch_size}. Received: {wanted}"
-            )
+        if rows % count:
+            raise InputError(f"`DEVICES` must divide a batch, which has {rows} images or triplets. Received: {wanted}")
+    parallel = None
     if count > 1:
         print(f"Each batch is divided between {count} devices: {', '.join(found[:count])}")
         parallel = keras.distribution.DataParallel(devices=found[:count], auto_shard_dataset=False)
-        keras.distribution.set_distribution(parallel)
+        process.at_end(lambda: keras.distribution.set_distribution(None))  # in a notebook
+    keras.distribution.set_distribution(parallel)
     return count
 
 

@@ -246,8 +246,9 @@ def check_together(values: dict[str, Any]) -> None:
         pairs = zip(listed.labels, listed.parts, strict=True)
         class_names = sorted({listed.class_names[label] for label, part in pairs if part != TEST})
     else:
+        top = os.path.realpath(values["DATASET"])
         for name in ("RUN_FOLDER", "CACHE_FOLDER"):
-            if Path(os.path.realpath(values[name])).is_relative_to(os.path.realpath(values["DATASET"])):
+            if values[name] != "auto" and Path(os.path.realpath(values[name])).is_relative_to(top):
                 raise InputError(
                     f"`{name}` must not be inside `DATASET`. Received: {values[name]!r} in {values['DATASET']!r}"
                 )
