@@ -205,7 +205,7 @@ def opened(paths: Sequence[os.PathLike], size: tuple[int, int], fit: str, images
         size: `(height, width)` in pixels, of the decoded images.
         fit: how they are resized.
         images_in: `"memory"`, `"disk"`, or `"auto"`, which is memory if the images fit into half of what is free.
-        cache: path of the folder for decoded images, or `"auto"`, which is one beside Keras' downloads.
+        cache: path of the folder for decoded images, or `"auto"`, which is in the folder of Keras' downloads.
 
     Returns:
         `Memory` or `Disk`.

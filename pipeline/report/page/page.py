@@ -50,7 +50,7 @@ class Page:
     def write_progress(self, history: dict[str, list[float]]) -> None:
         """Writes what is known during training: the curves, and what triplet loss is compared with.
 
-        If that fails, such as on a full disk, training goes on, and a line says so.
+        If that fails, such as on a full disk, training continues, and a line says so.
 
         Args:
             history: dict from names to one value an epoch.
