@@ -289,8 +289,9 @@ def test_images_are_on_disk_if_they_take_more_than_half_of_the_free_memory(free,
 
 
 UNDER_A_LIMIT = """
-import hashlib, resource, sys
+import hashlib, resource, sys, threading
 from pathlib import Path
+threading.stack_size(2**20)  # which counts, though it is not used
 import numpy as np
 from pipeline.settings import keras_settings
 keras_settings.apply()
@@ -339,7 +340,16 @@ def test_images_of_four_times_the_memory_that_is_allowed_are_read_with_the_same_
             Image.fromarray(colours).resize((224, 224), Image.Resampling.NEAREST).save(path, compress_level=1)
     allowed = count * 3 * 224**2 // 4
     results = [
-        run_python("-c", UNDER_A_LIMIT, tmp_path, where, tmp_path / "cache", allowed, KERAS_BACKEND="tensorflow")
+        run_python(
+            "-c",
+            UNDER_A_LIMIT,
+            tmp_path,
+            where,
+            tmp_path / "cache",
+            allowed,
+            KERAS_BACKEND="tensorflow",
+            MALLOC_ARENA_MAX="1",
+        )
         for where in ("disk", "memory")
     ]
     assert [done.returncode for done in results] == [0, 0], results[0].stderr + results[1].stderr

@@ -63,8 +63,9 @@ def read_data_set(
         OSError: if the disk, the network or the system fails; this says nothing about the file.
     """
     wanted, first = (image_size, image_size), _first_size(paths)
-    own_size = first is not None and max(first) <= image_size  # larger ones are shrunk by averaging here, and in the
-    if own_size and images_in != "memory":  # network by picking pixels
+    # Larger images are shrunk here, where pixels are averaged; the network would pick some.
+    own_size = first not in (None, wanted) and max(first) <= image_size
+    if own_size and images_in != "memory":  # if there is such a folder, an earlier run has found several sizes
         own_size = not image_store.folder_of(paths, wanted, fit, cache).exists()
     decoded = _read(paths, first, fit, images_in, cache, only_this_size=True) if own_size else None
     return decoded or _read(paths, wanted, fit, images_in, cache)

@@ -10,7 +10,7 @@ from pipeline.neighbours import nearest_others
 # one scene do, a small distance alone means nothing. Of ten copies and more, the tenth nearest is near too; so another
 # image may also be at most a quarter as far as the tenth nearest is for most images.
 RANK, OF_OWN, OF_MOST, LEAST_CORRELATION = 10, 1 / 2, 1 / 4, 0.8
-BLOCK = 100  # images that are compared at once
+BLOCK = 50  # images that are compared at once
 COMPONENTS, MOST_FITTED = 128, 10_000  # principal components for the search; images that they are fitted to
 
 
@@ -37,7 +37,9 @@ def near_duplicates(pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarr
         norms[part] = np.linalg.norm(pixels[part] - means[part], axis=1, keepdims=True)
 
     def normalised(numbers):  # shape (numbers, size)
-        return (pixels[numbers] - means[numbers]) / np.maximum(norms[numbers], 1e-12)
+        rows = pixels[numbers] - means[numbers]
+        rows /= np.maximum(norms[numbers], 1e-12)
+        return rows
 
     fitted = np.sort(np.random.default_rng((seed, 6)).permutation(count)[:MOST_FITTED])
     components = min(COMPONENTS, len(fitted), pixels.shape[1])
