@@ -41,10 +41,7 @@ def _free_in_groups():
         if not controllers:  # version 2
             top, names = GROUPS, ("memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
-            top, names = (
-                GROUPS / "memory",
-                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-            )
+            top, names = GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
         else:
             continue
         group = top / path.strip("/")

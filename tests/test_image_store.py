@@ -15,7 +15,7 @@ from processes import run_python
 from pipeline import system_memory
 from pipeline.data import image_files, image_store
 from pipeline.data.image_files import read_data_set
-from pipeline.data.image_store import folder_of
+from pipeline.data.image_store import Place
 from pipeline.errors import InputError
 
 
@@ -49,6 +49,10 @@ def counted(monkeypatch):
 
     monkeypatch.setattr(image_files, "rgb_and_details", counting)
     return decoded
+
+
+def folder_of(paths, size, fit, cache):
+    return Place(paths, fit, "disk", cache).folder(size)
 
 
 def on_disk(paths, cache, image_size=16, fit="scale"):
@@ -158,7 +162,7 @@ def test_a_corrupt_cache_is_written_again(name, damage, tmp_path):
 def test_a_second_process_waits_for_the_first_one(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.01))
     paths, results = save(tmp_path / "images", 9), []
-    first = image_store.opened(paths, (16, 16), "scale", "disk", str(tmp_path / "cache"))
+    first = Place(paths, "scale", "disk", str(tmp_path / "cache")).opened((16, 16))
     other = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")))
     other.start()
     printed = ""
@@ -205,7 +209,7 @@ def test_what_another_process_uses_is_not_removed(tmp_path, monkeypatch):
 def test_what_another_process_writes_is_not_removed(tmp_path, monkeypatch):
     writing, paths = save(tmp_path / "images", 40), save(tmp_path / "others", 40, seed=1)
     cache = tmp_path / "cache"
-    store = image_store.opened(writing, (16, 16), "scale", "disk", str(cache))
+    store = Place(writing, "scale", "disk", str(cache)).opened((16, 16))
     monkeypatch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=40_000))
     on_disk(paths, cache)
     store.finish(None)
@@ -216,7 +220,7 @@ def test_what_another_process_writes_is_not_removed(tmp_path, monkeypatch):
 def test_a_folder_that_is_removed_while_another_process_waits_for_it_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.01))
     paths, results = save(tmp_path / "images", 9), []
-    first = image_store.opened(paths, (16, 16), "scale", "disk", str(tmp_path / "cache"))
+    first = Place(paths, "scale", "disk", str(tmp_path / "cache")).opened((16, 16))
     other = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")))
     other.start()
     other.join(0.3)

@@ -53,7 +53,7 @@ def read_data_set(
         paths: paths of the files.
         image_size: int, pixels.
         fit: `"scale"` or `"pad"`, as in `read_images`.
-        images_in, cache: where the array is, as in `image_store.opened`.
+        images_in, cache: where the array is, as in `image_store.Place`.
 
     Returns:
         `Decoded`, in the order of `paths`.
@@ -65,15 +65,16 @@ def read_data_set(
     wanted, first = (image_size, image_size), _first_size(paths)
     # Larger images are shrunk here, where pixels are averaged; the network would pick some.
     own_size = first not in (None, wanted) and max(first) <= image_size
-    if own_size and images_in != "memory":  # if there is such a folder, an earlier run has found several sizes
-        own_size = not image_store.folder_of(paths, wanted, fit, cache).exists()
-    decoded = _read(paths, first, fit, images_in, cache, only_this_size=True) if own_size else None
-    return decoded or _read(paths, wanted, fit, images_in, cache)
+    place = image_store.Place(paths, fit, images_in, cache)
+    if own_size and place.is_disk(wanted):  # if there is such a folder, an earlier run has found several sizes
+        own_size = not place.folder(wanted).exists()
+    decoded = _read(place, paths, first, fit, only_this_size=True) if own_size else None
+    return decoded or _read(place, paths, wanted, fit)
 
 
-def _read(paths, size, fit, images_in, cache, only_this_size=False):
+def _read(place, paths, size, fit, only_this_size=False):
     """Image files as `Decoded`, or None as soon as one has another size, if that is not wanted."""
-    with contextlib.closing(image_store.opened(paths, size, fit, images_in, cache)) as store:
+    with contextlib.closing(place.opened(size)) as store:
         missing = np.flatnonzero(store.records["state"] != READ).tolist()
         errors = _decode(store, paths, missing, fit, store.value_range, only_this_size)
         if errors is None:
@@ -170,8 +171,9 @@ def _decode(store, paths, numbers, fit, value_range, only_this_size=False):
         result = decoded(paths[number])
         if isinstance(result, Exception):
             return result
-        store.write(number, result[0])
-        return digest(result[0]), result[1]
+        pixels = np.ascontiguousarray(result[0])  # once, for both
+        store.write(number, pixels)
+        return digest(pixels), result[1]
 
     decoded = returning_errors(lambda path: rgb_and_details(path, size, fit, value_range))
     with quiet_pillow(), ThreadPoolExecutor() as pool:

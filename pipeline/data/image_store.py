@@ -1,6 +1,7 @@
 """Where decoded images are kept: in memory, or in a file on disk that the next run finds again."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -86,7 +87,7 @@ class Disk(Memory):
     """
 
     def __init__(self, folder: Path, count: int, size: tuple[int, int]):
-        self.folder, self.size_of_image = folder, 3 * math.prod(size)
+        self.folder, self.size_of_image = folder, _bytes(1, size)
         self.records, self.value_range, self.mutex = np.zeros(count, RECORD), None, threading.Lock()
         earlier = _in_use.pop(folder, None)  # of this process, such as of an earlier cell of a notebook
         if earlier:
@@ -197,60 +198,76 @@ class Disk(Memory):
         return all(np.array(digest(self.array[number]), known.dtype) == known[number] for number in some)
 
 
-def opened(paths: Sequence[os.PathLike], size: tuple[int, int], fit: str, images_in: str, cache: str) -> Memory:
-    """Chooses where decoded images go, and prints it with the space that they take.
+class Place:
+    """Where the decoded images of some files go: into memory, or into a folder of the cache.
 
     Args:
         paths: paths of the image files.
-        size: `(height, width)` in pixels, of the decoded images.
         fit: how they are resized.
         images_in: `"memory"`, `"disk"`, or `"auto"`, which is memory if the images fit into half of what is free.
         cache: path of the folder for decoded images, or `"auto"`, which is in the folder of Keras' downloads.
-
-    Returns:
-        `Memory` or `Disk`.
-
-    Raises:
-        InputError: if there is not enough space.
     """
-    count, needed, free = len(paths), 3 * math.prod(size) * len(paths), system_memory.free_memory()
-    what = f"{count:,} images at {size[0]}×{size[1]} pixels"
-    if images_in == "memory" or (images_in == "auto" and (free is None or needed <= free / 2)):
-        print(f"Reading {what}: {_space(needed)} of memory")
-        return Memory(count, size)
-    folder = folder_of(paths, size, fit, cache)
-    if is_complete(folder):
-        print(f"Found {what}, decoded by an earlier run: {_space(needed)} on disk, in {folder}")
-    else:
-        print(f"Reading {what}: {_space(needed)} on disk, in {folder}")
-    return Disk(folder, count, size)
+
+    def __init__(self, paths: Sequence[os.PathLike], fit: str, images_in: str, cache: str):
+        self.paths, self.fit, self.images_in = paths, fit, images_in
+        self.cache = Path(cache) if cache != "auto" else downloads.cache_folder() / "decoded_images"
+        self.free = system_memory.free_memory()
+
+    def is_disk(self, size: tuple[int, int]) -> bool:
+        """Whether images of this height and width go to the disk."""
+        is_large = self.free is not None and _bytes(len(self.paths), size) > self.free / 2
+        return self.images_in == "disk" or (self.images_in == "auto" and is_large)
+
+    def folder(self, size: tuple[int, int]) -> Path:
+        """The folder of the cache for these files as images of this height and width; it need not exist."""
+        key = hashlib.blake2b(repr((1, tuple(size), self.fit)).encode() + self._files, digest_size=12)
+        return self.cache / key.hexdigest()
+
+    @functools.cached_property
+    def _files(self):
+        """A checksum of the files' names, sizes and times, which are asked for once: on a network that takes long."""
+        try:
+            common = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        except ValueError:  # relative and absolute paths, or of several drives
+            common = ""
+        key = hashlib.blake2b()
+        for path in self.paths:
+            try:
+                status = os.stat(path)
+                details = status.st_size, status.st_mtime_ns
+            except OSError:  # named when it is read
+                details = None
+            key.update(os.fsencode(str(path)[len(common) :]) + repr(details).encode() + b"\0")
+        return key.digest()
+
+    def opened(self, size: tuple[int, int]) -> Memory:
+        """Prints where the images go and the space that they take.
+
+        Args:
+            size: `(height, width)` in pixels, of the decoded images.
+
+        Returns:
+            `Memory` or `Disk`.
+
+        Raises:
+            InputError: if there is not enough space.
+        """
+        count = len(self.paths)
+        what, space = f"{count:,} images at {size[0]}×{size[1]} pixels", _space(_bytes(count, size))
+        if not self.is_disk(size):
+            print(f"Reading {what}: {space} of memory")
+            return Memory(count, size)
+        folder = self.folder(size)
+        if is_complete(folder):
+            print(f"Found {what}, decoded by an earlier run: {space} on disk, in {folder}")
+        else:
+            print(f"Reading {what}: {space} on disk, in {folder}")
+        return Disk(folder, count, size)
 
 
 def is_complete(folder: Path) -> bool:
     """Whether a folder of the cache has all of its images."""
     return (folder / STATE).exists()
-
-
-def folder_of(paths: Sequence[os.PathLike], size: tuple[int, int], fit: str, cache: str) -> Path:
-    """The folder of the cache for these files, by their names, sizes and times, as images of this size.
-
-    Args:
-        paths, size, fit, cache: as in `opened`.
-    """
-    top = Path(cache) if cache != "auto" else downloads.cache_folder() / "decoded_images"
-    try:
-        common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    except ValueError:  # relative and absolute paths, or of several drives
-        common = ""
-    key = hashlib.blake2b(repr((1, tuple(size), fit)).encode(), digest_size=12)
-    for path in paths:
-        try:
-            status = os.stat(path)
-            details = status.st_size, status.st_mtime_ns
-        except OSError:  # named when it is read
-            details = None
-        key.update(os.fsencode(str(path)[len(common) :]) + repr(details).encode() + b"\0")
-    return top / key.hexdigest()
 
 
 def _locked(folder, shared=False, waits=True):
@@ -329,6 +346,11 @@ def _last_used(folder):
     with contextlib.suppress(OSError):
         return (folder / LOCK).stat().st_mtime
     return 0
+
+
+def _bytes(count, size):
+    """What the pixels of images take."""
+    return 3 * math.prod(size) * count
 
 
 def _taken(folder):

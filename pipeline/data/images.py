@@ -53,7 +53,7 @@ def load_images(
         unreadable: `"stop"` if image files cannot be read, or `"skip"` them.
         small_classes: `"stop"` if classes have fewer than two training images, or `"skip"` them.
         held_out_classes: `"none"`, or a number or names of classes, as in `held_out.with_held_out`.
-        images_in, cache: where the images of files are kept, as in `image_store.opened`.
+        images_in, cache: where the images of files are kept, as in `image_store.Place`.
 
     Returns:
         `DataSet`.

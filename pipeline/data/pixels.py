@@ -146,7 +146,7 @@ class Details(NamedTuple):
 def displayed_size(path: str | os.PathLike) -> tuple[int, int]:
     """Height and width of an image file, as it is displayed, from its header."""
     with _opened(path) as image:
-        return _size(image)
+        return _displayed_size(image, _orientation(image))
 
 
 def rgb_pixels(
@@ -168,7 +168,8 @@ def rgb_and_details(
     with contextlib.nullcontext(image) if image else _opened(source) as image:
         # Of PNG and TIFF, and of PPM, with the highest value; before a PNG file is loaded, which its metadata need.
         stored = [str(tile[3]) for tile in image.tile] if is_path else []
-        orientation, displayed = _orientation(image), _size(image)
+        orientation = _orientation(image)
+        displayed = _displayed_size(image, orientation)
         wanted = _fitted(displayed, size, fit)  # height and width
         width, height = wanted if orientation in TURNED else wanted[::-1]  # as it is stored
         # A JPEG decoder reduces a large image by 2, 4 or 8 itself.
@@ -188,9 +189,9 @@ def rgb_and_details(
             return np.asarray(image).transpose(2, 0, 1), Details(displayed, own_range, is_reduced)
 
 
-def _size(image):
+def _displayed_size(image, orientation):
     width, height = image.size
-    return (width, height) if _orientation(image) in TURNED else (height, width)
+    return (width, height) if orientation in TURNED else (height, width)
 
 
 def _fitted(displayed, size, fit):

@@ -74,14 +74,15 @@ def measure_controls(
 
     def measure():
         print("Measuring how well raw pixels do, and the network's features before training ...")
-        pixels = raw_pixels([images for _, images in _parts(data)], folder)
-        ends = np.cumsum([len(images.labels) for _, images in _parts(data)])[:-1]
-        of_parts = dict(zip([part for part, _ in _parts(data)], np.split(pixels, ends), strict=True))
+        parts = dict(_parts(data))
+        pixels = raw_pixels([*parts.values()], folder)
+        ends = np.cumsum([len(images.labels) for images in parts.values()])[:-1]
+        of_parts = dict(zip(parts, np.split(pixels, ends), strict=True))
         methods, notes = {RAW_PIXELS: by_neighbours(of_parts, data, neighbours)[0]}, []
         findings = find_duplicates(pixels, data, seed)
         del pixels, of_parts
         began, features = time.monotonic(), {}
-        for part, images in _parts(data):
+        for part, images in parts.items():
             features[part] = unit_length(pooled_features(images))
             if part == TRAIN:
                 seconds = max(LEAST_SECONDS, STEP * epochs * (time.monotonic() - began))

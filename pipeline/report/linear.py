@@ -97,7 +97,7 @@ def _places(model, labels):
 
 
 def _fit(model, features, labels, end):
-    """Fits a model that goes on where it was; whether it is done before the time `end`."""
+    """Fits a model that continues where it was; whether it is done before the time `end`."""
     while True:
         with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
             model.fit(features, labels)

@@ -85,6 +85,10 @@ def _is_weights_file(path):
     return (path.endswith(TORCH_SUFFIXES) and os.path.isfile(path)) or _starts_with(path, HDF5, ZIP)
 
 
+def _folder(words, metavar):
+    return Rule(str, lambda value: _is_path(value) and not _unset_variable(value), words, metavar, is_path=True)
+
+
 _FLAG = Rule(bool, lambda value: True, TYPE_NAMES[bool], "")
 
 RULES = {
@@ -144,21 +148,9 @@ RULES = {
         "auto|NUMBER",
     ),
     "IMAGES_IN": _one_of("auto", "memory", "disk"),
-    "CACHE_FOLDER": Rule(
-        str,
-        lambda value: _is_path(value) and not _unset_variable(value),
-        '"auto" or the path of a folder, without unset variables',
-        "auto|PATH",
-        is_path=True,
-    ),
+    "CACHE_FOLDER": _folder('"auto" or the path of a folder, without unset variables', "auto|PATH"),
     "OVERWRITE": _FLAG,
-    "RUN_FOLDER": Rule(
-        str,
-        lambda value: _is_path(value) and not _unset_variable(value),
-        "the path of a folder, new or of an earlier run, without unset variables",
-        "PATH",
-        is_path=True,
-    ),
+    "RUN_FOLDER": _folder("the path of a folder, new or of an earlier run, without unset variables", "PATH"),
 }
 
 
