@@ -65,7 +65,7 @@ def main():
 
     # Import what takes seconds, now that no constant is wrong.
     with process.silent_interrupts():
-        keras_settings.apply()
+        keras_settings.apply(trains=True)
         import keras
 
         from fine_tune_model import fine_tuned_models, portable_model, triplet_model
@@ -73,7 +73,7 @@ def main():
         from pipeline.data.batches import Batches, in_order, rows_of_a_batch, training_batches
         from pipeline.data.images import load_images, print_summary
         from pipeline.data.splits import at_most, sample
-        from pipeline.neighbours import nearest_neighbour_accuracy
+        from pipeline.neighbour_scores import nearest_neighbour_accuracy
         from pipeline.references import References, trained_classes, write_references
         from pipeline.report import audit, controls, figures, results, scores
         from pipeline.report.embedding_files import write_embeddings
@@ -95,8 +95,17 @@ def main():
     train, validation, _, _, class_names, held_out_names, value_range, checksum = data
     print_summary(data)
     rows = rows_of_a_batch(len(class_names), TRIPLET_LOSS, CLASSES_PER_BATCH, IMAGES_PER_CLASS)
-    parallel = devices.distribute(DEVICES, rows)  # the number of devices
+    parallel = devices.distribute(DEVICES, rows)
     neighbours = at_most("NEIGHBOURS", NEIGHBOURS, len(train.labels), "the number of training images")
+    sources = {  # what the run depends on, besides the constants
+        "images, classes or split of DATASET": checksum,
+        "content of the file WEIGHTS": files.checksum(WEIGHTS),
+        "content of the file BACKBONE": files.checksum(BACKBONE),
+        "KERAS_BACKEND": keras.backend.backend(),
+        "precision": precision,
+        "value range": value_range,  # of 16-bit images; new images need it
+    }
+    run_folder.check_same(constants, sources)
 
     # Build the network.
     frozen_layers = FROZEN_LAYERS if WEIGHTS != "none" else 0
@@ -107,22 +116,15 @@ def main():
 
     def predict(network, images):
         count, batch_size = len(images.labels), min(CLASSES_PER_BATCH * IMAGES_PER_CLASS, 128)
-        batches = Batches(images, in_order(count, batch_size, parallel))
-        outputs = network.predict(batches, verbose=0, callbacks=[PredictionProgress(len(batches))])
+        batches = Batches(images, in_order(count, batch_size, parallel.count), rows=parallel.rows)
+        callbacks = [PredictionProgress(len(batches))]
+        outputs = devices.for_every_process(network).predict(batches, verbose=0, callbacks=callbacks)
         return keras.tree.map_structure(lambda output: output[:count], outputs)
 
     def embed(images):  # with `model` as it then is
         return predict(model, images)
 
     # Start or resume the run, and measure how well images are classified without training.
-    sources = {
-        "images, classes or split of DATASET": checksum,
-        "content of the file WEIGHTS": files.checksum(WEIGHTS),
-        "content of the file BACKBONE": files.checksum(BACKBONE),
-        "KERAS_BACKEND": keras.backend.backend(),
-        "precision": precision,
-        "value range": value_range,  # of 16-bit images; new images need it
-    }
     folder = run_folder.start(RUN_FOLDER, constants, OVERWRITE, sources)
     backbone = keras.Model(model.inputs, model.get_layer("pooling").output)
     before = controls.measure_controls(folder, partial(predict, backbone), data, neighbours, EPOCHS, SEED)
@@ -133,7 +135,8 @@ def main():
         trained, loss = keras.Model(model.inputs, model.outputs), InBatchTripletLoss(MARGIN, MINING)
     else:
         trained, loss = triplet_model(model), MergeTripletLoss(MARGIN)
-    batches = training_batches(train, class_names, TRIPLET_LOSS, CLASSES_PER_BATCH, IMAGES_PER_CLASS, SEED, AUGMENT)
+    settings = TRIPLET_LOSS, CLASSES_PER_BATCH, IMAGES_PER_CLASS, SEED, AUGMENT, parallel.rows
+    batches = training_batches(train, class_names, *settings)
     metrics = loss.metrics()
     learning_rate = warm_up_then_cosine(LEARNING_RATE, WARM_UP, EPOCHS * len(batches))
     if CONTROL == "cross_entropy":
@@ -144,7 +147,7 @@ def main():
     voting = sample(train, len(validation.labels), SEED)
     vote = partial(nearest_neighbour_accuracy, neighbours=neighbours)
     accuracy = ValidationAccuracy(
-        model, lambda: vote(embed(voting), voting.labels, embed(validation), validation.labels)
+        model, lambda: devices.from_first(vote(embed(voting), voting.labels, embed(validation), validation.labels))
     )
     history = HistoryFile(folder / "history.csv")
     page = Page(folder, constants, keras_settings.environment(), data, before, history.seconds)

@@ -118,10 +118,23 @@ class Classifier:
         Yields:
             Tuples of an image as it was given, and its `Answer` or the error of reading it.
         """
-        for batch, errors, embeddings in self._batches(images):
-            answers = iter(self._answers(embeddings))
+        for batch, errors, _, answers in self.in_batches(images):
+            found = iter(answers)
             for image, error in zip(batch, errors, strict=True):
-                yield image, error or next(answers)
+                yield image, error or next(found)
+
+    def in_batches(self, images: Iterable) -> Iterator[tuple[list, list[Exception | None], np.ndarray, list[Answer]]]:
+        """Embeds and classifies images one batch at a time.
+
+        Args:
+            images: as in `answers`.
+
+        Yields:
+            Tuples of a batch of images as they were given; the error of reading each, or None; and of those without an
+            error float32 embeddings, shape `(n, embedding_size)`, and their answers.
+        """
+        for batch, errors, embeddings in self._batches(images):
+            yield batch, errors, embeddings, self._answers(embeddings)
 
     def embed(self, images: Iterable) -> tuple[np.ndarray, list[Any], list[tuple[Any, Exception]]]:
         """Computes embeddings.

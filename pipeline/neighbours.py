@@ -1,11 +1,9 @@
-"""Nearest-neighbour search, classification by vote, the scores recall@k and MAP@R, and when an image is unknown."""
+"""Nearest-neighbour search, classification by vote, and when an image is unknown."""
 
 import math
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline import system_memory
@@ -30,7 +28,7 @@ def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tup
     Raises:
         ValueError: if `neighbours` is below 1 or above the number of references.
     """
-    _check_neighbours(neighbours, references)
+    check_neighbours(neighbours, references)
     if _uses_faiss(references, queries):
         return _by_faiss(references, queries, neighbours)
     return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(references).kneighbors(queries)
@@ -135,96 +133,6 @@ def predict_classes(
     return vote(distances, reference_labels[indices], np.bincount(reference_labels))[0]
 
 
-class Evaluation(NamedTuple):
-    """What `evaluate` returns.
-
-    Attributes:
-        predicted: classes, shape `(n_queries,)`.
-        distances: to the nearest references, nearest first, shape `(n_queries, neighbours)`.
-        indices: of these references, of the same shape.
-        scores: dict of scores from 0 to 1: `accuracy`; `recall@1`, `recall@5` and `recall@10`, the fraction of queries
-            with a reference of their class among the 1, 5 or 10 nearest; and `MAP@R` (see
-            `mean_average_precision_at_r`).
-    """
-
-    predicted: np.ndarray
-    distances: np.ndarray
-    indices: np.ndarray
-    scores: dict[str, float]
-
-
-def evaluate(
-    references: np.ndarray,
-    reference_labels: np.ndarray,
-    queries: np.ndarray,
-    query_labels: np.ndarray,
-    neighbours: int,
-) -> Evaluation:
-    """Predicts the queries' classes from their nearest references, and measures how well that works.
-
-    Args:
-        references: floats, shape `(n_references, embedding_size)`.
-        reference_labels: integers, shape `(n_references,)`.
-        queries: floats, shape `(n_queries, embedding_size)`.
-        query_labels: integers, shape `(n_queries,)`.
-        neighbours: int, how many references vote.
-
-    Returns:
-        `Evaluation`.
-
-    Raises:
-        ValueError: if `neighbours` is below 1 or above the number of references.
-    """
-    _check_neighbours(neighbours, references)
-    distances, indices = nearest(references, queries, max(neighbours, min(10, len(references))))
-    labels = reference_labels[indices]
-    predicted, _ = vote(distances[:, :neighbours], labels[:, :neighbours], np.bincount(reference_labels))
-    scores = {"accuracy": float(np.mean(predicted == query_labels)), **_recall(labels, query_labels)}
-    scores["MAP@R"] = mean_average_precision_at_r(references, reference_labels, queries, query_labels)
-    return Evaluation(predicted, distances[:, :neighbours], indices[:, :neighbours], scores)
-
-
-def nearest_neighbour_accuracy(
-    references: np.ndarray,
-    reference_labels: np.ndarray,
-    queries: np.ndarray,
-    query_labels: np.ndarray,
-    neighbours: int,
-) -> float:
-    """The fraction of queries whose class is predicted; NaN if not all embeddings are finite.
-
-    Args:
-        references, reference_labels, queries, query_labels: as in `evaluate`.
-        neighbours: int, how many references vote; of fewer references, all do.
-    """
-    if not (np.isfinite(references).all() and np.isfinite(queries).all()):
-        return float("nan")
-    predicted = predict_classes(references, reference_labels, queries, min(neighbours, len(references)))
-    return float(np.mean(predicted == query_labels))
-
-
-def retrieval_scores(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """Measures how near images of one class are: each image is compared with all others (itself left out).
-
-    It is the usual protocol for classes that have not been trained on (Musgrave et al. 2020, section 3).
-
-    Args:
-        embeddings: floats, shape `(n, embedding_size)`.
-        labels: integers, shape `(n,)`.
-
-    Returns:
-        Tuple of bool `(n,)`, whether each image's nearest other image is of its class, and a dict of `recall@1`,
-        `recall@5`, `recall@10` and `MAP@R`, as in `Evaluation`. The only image of a class counts as not found for
-        recall, and is not counted for MAP@R. Both are empty for fewer than two classes, which would be trivial.
-    """
-    if len(np.unique(labels)) < 2:
-        return np.zeros(0, bool), {}
-    _, indices = nearest_others(embeddings, min(10, len(labels) - 1))
-    scores = _recall(labels[indices], labels)
-    scores["MAP@R"] = mean_average_precision_at_r(embeddings, labels)
-    return labels[indices[:, 0]] == labels, scores
-
-
 def unknown_threshold(distances: np.ndarray, rate: float) -> float:
     """The distance to the nearest reference above which an image is called unknown.
 
@@ -243,59 +151,7 @@ def unknown_threshold(distances: np.ndarray, rate: float) -> float:
     return float(np.sort(distances)[min(rank, len(distances)) - 1])
 
 
-def mean_average_precision_at_r(
-    references: np.ndarray,
-    reference_labels: np.ndarray,
-    queries: np.ndarray | None = None,
-    query_labels: np.ndarray | None = None,
-) -> float:
-    """MAP@R of Musgrave et al. 2020 ("A Metric Learning Reality Check", section 3.2).
-
-    R is the number of references of a query's class. A query's score is the sum, over those of its R nearest references
-    that have its class, of the precision at their rank, divided by R. The result is the mean over the queries. Queries
-    of a class without references are not counted; without any other query it is 0.
-
-    Args:
-        references, reference_labels, queries, query_labels: as in `evaluate`. Without queries, each reference is
-            compared with all others.
-
-    Returns:
-        float between 0 and 1.
-    """
-    among_themselves = queries is None
-    if among_themselves:
-        queries, query_labels = references, reference_labels
-    classes = max(reference_labels.max(), query_labels.max()) + 1
-    counts = np.bincount(reference_labels, minlength=classes)[query_labels] - among_themselves  # R, shape (n_queries,)
-    most = counts.max(initial=0)
-    if most == 0:
-        return 0.0
-
-    def average_precision(distances, start):
-        if among_themselves:
-            distances[np.arange(len(distances)), start + np.arange(len(distances))] = np.inf
-        wanted = counts[start : start + len(distances), None]
-        candidates = np.argpartition(distances, most - 1, axis=1)[:, :most]  # shape (chunk, most)
-        order = np.take_along_axis(distances, candidates, axis=1).argsort(axis=1)
-        ranked = np.take_along_axis(candidates, order, axis=1)
-        rank = np.arange(1, most + 1)
-        hit = reference_labels[ranked] == query_labels[start : start + len(distances), None]
-        hit &= rank <= wanted
-        precision = hit.cumsum(axis=1) / rank
-        return np.where(hit, precision, 0).sum(axis=1) / np.maximum(wanted[:, 0], 1)
-
-    chunks = pairwise_distances_chunked(
-        queries, references, reduce_func=average_precision, working_memory=128, metric="euclidean", squared=True
-    )
-    return float(np.concatenate(list(chunks))[counts > 0].mean())
-
-
-def _recall(neighbour_labels, labels):
-    """Fractions of images of which one of the 1, 5 or 10 nearest neighbours has their class."""
-    found = neighbour_labels == labels[:, None]  # shape (n, neighbours)
-    return {f"recall@{k}": float(np.mean(found[:, :k].any(axis=1))) for k in (1, 5, 10)}
-
-
-def _check_neighbours(neighbours, references):
+def check_neighbours(neighbours: int, references: np.ndarray) -> None:
+    """Raises ValueError if `neighbours` is below 1 or above the number of references."""
     if not 1 <= neighbours <= len(references):
         raise ValueError(f"`neighbours` must be between 1 and {len(references)}. Received: {neighbours}")

@@ -10,7 +10,7 @@ from pipeline import files, lock
 from pipeline.checkpoint_files import CROSS_ENTROPY_FOLDER, checkpoint_paths, remove_checkpoints
 from pipeline.data.image_list import BUILT_IN_DATASETS
 from pipeline.errors import InputError
-from pipeline.settings import process
+from pipeline.settings import devices, process
 from pipeline.settings.backbones import BACKBONES
 from pipeline.settings.options import STARTED_WITH, with_new_names
 
@@ -47,6 +47,7 @@ FILES = (
     "cross_entropy.npz",
     "constants.json",
 )
+COPIED = ("constants.json", "controls.npz", "cross_entropy.npz")  # for each process that trains with the first
 RESULTS = ("embedding_model.keras", "references.npz")  # a run without them is not finished
 # Constants with which a finished model is not to be trained further: it would not fit, or has seen what is now tested.
 NEEDS_ANOTHER_START = ("DATASET", "BACKBONE", "EMBEDDING_SIZE", "HELD_OUT_CLASSES", "SEED", "TEST_FRACTION")
@@ -63,17 +64,21 @@ FIRST_TIME = 3653 * 24 * 3600  # seconds, 1980 and a day: checkpoints and models
 def print_finished(folder: str, constants: dict[str, Any], overwrite: bool) -> bool:
     """Prints the report of the finished run in a folder, if there is one and it is not to be overwritten.
 
+    Where several processes train together, the first one alone prints it and checks the folder.
+
     Args:
         folder: path of the run folder; it need not exist.
         constants: the constants of this command.
         overwrite: bool.
 
     Returns:
-        Whether it printed one.
+        Whether there is one.
 
     Raises:
         InputError: as `finished_report`.
     """
+    if devices.processes()[0] > 0:  # it may be on another machine
+        return not overwrite and bool(read_run(Path(folder))[1])
     report = finished_report(folder, None if overwrite else constants)
     if report:
         remove_checkpoints(folder)  # left if the process was killed before it removed them
@@ -131,6 +136,9 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
 def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool, sources: dict[str, Any]) -> Path:
     """Creates a run folder, locks it against other processes, and writes the constants into it.
 
+    Where several processes train together, the first alone does so. The others train in a temporary copy, in which
+    each of them resumes from the same checkpoint.
+
     Args:
         folder: path.
         constants: the constants of this command.
@@ -146,7 +154,45 @@ def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool,
         InputError: if it is not writable, another process uses it or has just finished the run, or the run in it has
             other constants or sources.
     """
-    folder, sources = Path(folder), json.loads(json.dumps(sources))  # as they will be read again: no tuples
+    sources = json.loads(json.dumps(sources))  # as they will be read again: no tuples
+    if devices.processes()[0] == 0:
+        folder = _start(Path(folder), constants, overwrite, sources)
+        paths = [*(folder / name for name in COPIED), *checkpoint_paths(folder)]
+        paths += checkpoint_paths(folder / CROSS_ENTROPY_FOLDER)
+        devices.copy_from_first(folder, [path.relative_to(folder).as_posix() for path in paths if path.exists()])
+    else:
+        folder = _temporary_folder()
+        devices.copy_from_first(folder, [])
+    return folder
+
+
+def check_same(constants: dict[str, Any], sources: dict[str, Any]) -> None:
+    """Compares constants and sources of several processes that train together; paths may differ.
+
+    Call it before a variable exists: JAX compares those of all processes, without a message for users.
+
+    Args:
+        constants, sources: as in `start`.
+
+    Raises:
+        InputError: if those of this process and of the first one differ.
+    """
+    compared = {name: value for name, value in constants.items() if name not in CHANGEABLE}
+    compared = {name: "" if _is_path(name, value) else value for name, value in compared.items()}
+    devices.check_same({**compared, **sources})
+
+
+def _temporary_folder():
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp())
+    process.at_end(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return folder
+
+
+def _start(folder, constants, overwrite, sources):
+    """`start` of the first process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_no_foreign_files(folder)
@@ -218,10 +264,13 @@ def _changed_constants(stored: dict, constants: dict, any_path: bool) -> list[st
 
 def _same(name, first, second, any_path):
     """Whether two values of a constant are equal or paths of the same file or folder; of any two, with `any_path`."""
-    are_paths = name in COMPARED_BY_CONTENT and isinstance(first, str) and isinstance(second, str)
-    if first == second or not are_paths or {first, second} & set(COMPARED_BY_CONTENT[name]):
+    if first == second or not (_is_path(name, first) and _is_path(name, second)):
         return first == second
     return any_path or os.path.realpath(first) == os.path.realpath(second)
+
+
+def _is_path(name, value):
+    return name in COMPARED_BY_CONTENT and isinstance(value, str) and value not in COMPARED_BY_CONTENT[name]
 
 
 def _changed_sources(stored, sources):

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.data.batches import Batches, classes_and_images, in_order, random_triplets, training_batches
 from pipeline.data.splits import Images
+from pipeline.settings.devices import Devices
 
 PLANS = {
     "classes": lambda labels: classes_and_images(labels, 3, 4),
@@ -254,10 +255,10 @@ def test_triplets_for_the_merge_loss_are_as_many_as_the_images_of_a_batch_give(c
 def test_batches_in_order_can_be_divided_between_devices(devices, count):
     for batch_size in (1, 4, 7, 64):
         batches = in_order(count, batch_size, devices)(None)
-        assert all(0 < len(batch) <= max(batch_size, devices) and len(batch) % devices == 0 for batch in batches)
+        assert all(len(batch) == batch_size * devices for batch in batches[:-1])
+        assert 0 < len(batches[-1]) <= batch_size * devices and len(batches[-1]) % devices == 0
         indices = np.concatenate(batches)
         assert indices.tolist() == [*range(count)] + [count - 1] * (-count % devices)
-        assert len(batches) <= -(-len(indices) // max(1, batch_size - devices + 1))
 
 
 @pytest.mark.parametrize("triplet_loss", ["in_batch", "merge"])
@@ -271,3 +272,19 @@ def test_seed_and_augmentation_are_those_asked_for(triplet_loss):
         assert len(batches) == len(expected)
         for number in range(len(expected)):
             np.testing.assert_array_equal(batches[number][0], expected[number][0])
+
+
+@pytest.mark.parametrize("augment", ["none", "shift_flip"])
+@pytest.mark.parametrize("triplet_loss", ["in_batch", "merge"])
+def test_the_rows_of_all_processes_are_those_of_the_whole_batch(triplet_loss, augment):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 9, 8), "uint8")
+    data = Images(pixels, np.repeat(np.arange(4), 10))
+    whole, *parts = (
+        training_batches(data, list("abcd"), triplet_loss, 4, 6, 5, augment, rows)
+        for rows in (slice, *(Devices(8, number, 4).rows for number in range(4)))
+    )
+    for number in range(len(whole)):
+        images, labels = whole[number]
+        of_parts = [part[number] for part in parts]
+        np.testing.assert_array_equal(np.concatenate([each for each, _ in of_parts]), images)
+        np.testing.assert_array_equal(np.concatenate([each for _, each in of_parts]), labels)

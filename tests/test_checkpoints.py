@@ -14,7 +14,8 @@ from pipeline.checkpoint_files import checkpoint_paths
 from pipeline.data.batches import Batches, classes_and_images, in_order
 from pipeline.data.splits import Images, in_parts, sample, split
 from pipeline.errors import InputError, Interrupted
-from pipeline.neighbours import nearest_neighbour_accuracy, predict_classes
+from pipeline.neighbour_scores import nearest_neighbour_accuracy
+from pipeline.neighbours import predict_classes
 from pipeline.training.callbacks import HistoryFile, ValidationAccuracy
 from pipeline.training.checkpoints import Checkpoints
 from triplet_loss_functions import InBatchTripletLoss

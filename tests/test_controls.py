@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import system_memory
 from pipeline.data.splits import DataSet, Images
-from pipeline.neighbours import evaluate, retrieval_scores
+from pipeline.neighbour_scores import evaluate, retrieval_scores
 from pipeline.report import controls as controls_module
 from pipeline.report.controls import measure_controls, measure_cross_entropy, raw_pixels
 from pipeline.report.linear import linear_predictions

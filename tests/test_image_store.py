@@ -329,6 +329,7 @@ print(everything(sys.argv[1] + "/many"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory for data alone")
 def test_images_of_four_times_the_memory_that_is_allowed_are_read_with_the_same_bits(tmp_path):
     generator, count = np.random.default_rng(0), 1000  # 144 MiB

@@ -5,18 +5,15 @@ import math
 import numpy as np
 import pytest
 
+from pipeline import neighbour_scores
 from pipeline import neighbours as nearest_neighbours
-from pipeline.neighbours import (
+from pipeline.neighbour_scores import (
     evaluate,
     mean_average_precision_at_r,
-    nearest,
     nearest_neighbour_accuracy,
-    nearest_others,
-    predict_classes,
     retrieval_scores,
-    unknown_threshold,
-    vote,
 )
+from pipeline.neighbours import nearest, nearest_others, predict_classes, unknown_threshold, vote
 
 
 def loop_ranking(references, query):
@@ -349,14 +346,14 @@ def test_few_references_of_one_class_each_are_evaluated():
 def test_map_at_r_in_chunks_is_the_same(monkeypatch):
     data, chunks = random_data(5, n_queries=40), []
     expected = mean_average_precision_at_r(*data)
-    in_one = nearest_neighbours.pairwise_distances_chunked
+    in_one = neighbour_scores.pairwise_distances_chunked
 
     def in_chunks(*arguments, **options):
         for chunk in in_one(*arguments, **{**options, "working_memory": 60 * 8 * 7 / 2**20}):  # 7 rows of distances
             chunks.append(len(chunk))
             yield chunk
 
-    monkeypatch.setattr(nearest_neighbours, "pairwise_distances_chunked", in_chunks)
+    monkeypatch.setattr(neighbour_scores, "pairwise_distances_chunked", in_chunks)
     assert mean_average_precision_at_r(*data) == pytest.approx(expected, rel=1e-9)
     assert len(chunks) >= 5
     assert sum(chunks) == 40
@@ -365,14 +362,42 @@ def test_map_at_r_in_chunks_is_the_same(monkeypatch):
 def test_map_at_r_among_themselves_in_chunks_is_the_same(monkeypatch):
     """Each row leaves out its own column, in later chunks too."""
     embeddings, labels, *_ = random_data(6)
-    chunks, in_one = [], nearest_neighbours.pairwise_distances_chunked
+    chunks, in_one = [], neighbour_scores.pairwise_distances_chunked
 
     def in_chunks(*arguments, **options):
         for chunk in in_one(*arguments, **{**options, "working_memory": 60 * 8 * 7 / 2**20}):  # 7 rows of distances
             chunks.append(len(chunk))
             yield chunk
 
-    monkeypatch.setattr(nearest_neighbours, "pairwise_distances_chunked", in_chunks)
+    monkeypatch.setattr(neighbour_scores, "pairwise_distances_chunked", in_chunks)
     expected = loop_retrieval_scores(embeddings, labels)["MAP@R"]
     assert mean_average_precision_at_r(embeddings, labels) == pytest.approx(expected, rel=1e-6)
     assert len(chunks) >= 5 and sum(chunks) == 60
+
+
+@pytest.mark.parametrize("among_themselves", [False, True])
+def test_map_at_r_of_very_many_is_that_of_a_sample_of_the_queries(among_themselves, monkeypatch):
+    references, labels, queries, query_labels = random_data(7, n_queries=40)
+    if among_themselves:
+        queries, query_labels = references, labels
+    monkeypatch.setattr(neighbour_scores, "MOST_PAIRS", 12 * len(references) + 1)
+    monkeypatch.setattr(neighbour_scores, "FEWEST_QUERIES", 3)
+    measured, in_one = [], neighbour_scores.pairwise_distances_chunked
+
+    def seen(queries, *arguments, **options):
+        measured.append(queries)
+        return in_one(queries, *arguments, **options)
+
+    monkeypatch.setattr(neighbour_scores, "pairwise_distances_chunked", seen)
+    given = () if among_themselves else (queries, query_labels)
+    actual = mean_average_precision_at_r(references, labels, *given)
+    chosen = [int(np.flatnonzero((queries == query).all(axis=1))[0]) for query in measured[0]]
+    assert len(set(chosen)) == neighbour_scores.queries_of_map(len(references), len(queries)) == 12
+    if among_themselves:
+        each = []
+        for place in chosen:
+            others = np.arange(len(references)) != place
+            each.append(loop_map_at_r(references[others], labels[others], queries[[place]], labels[[place]]))
+        assert actual == pytest.approx(np.mean(each), rel=1e-6)
+    else:
+        assert actual == pytest.approx(loop_map_at_r(references, labels, queries[chosen], query_labels[chosen]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.splits import DataSet, Images
-from pipeline.neighbours import evaluate, retrieval_scores
+from pipeline.neighbour_scores import evaluate, retrieval_scores
 from pipeline.report.results import accuracy_after_adding, measure_results, unknown_scores
 
 

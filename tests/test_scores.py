@@ -13,7 +13,7 @@ from pipeline.report.controls import Controls
 from pipeline.report.methods import Method
 from pipeline.report.results import Results
 from pipeline.report.scores import held_out_warnings, prediction_warnings, print_report
-from pipeline.report.tables import class_report, table
+from pipeline.report.tables import class_report, sample_of_map, table
 from pipeline.report.verdict import accuracy_interval, interval, verdict
 
 SCORES = {
@@ -427,3 +427,9 @@ def test_images_like_those_of_the_validation_are_hardly_ever_warned_of():
         rejected = np.mean(generator.random(300) > threshold)
         found += len(warnings_of(unit_vectors(20, 4, 10), HEALTHY, False, rejected, 150, 300, 0.05))
     assert found <= 6
+
+
+def test_the_report_says_when_map_at_r_is_of_a_sample():
+    assert sample_of_map(45_000, 10_000, "test images") == ""
+    assert "8,589 test images, drawn at random" in sample_of_map(1_000_000, 10_000, "test images")
+    assert "1,000 test images" in sample_of_map(10**9, 10_000, "test images")

@@ -10,6 +10,7 @@ from pipeline.data.image_list import shortened
 from pipeline.data.splits import Images, at_most
 
 MANY_USES = 20  # of an image in an epoch, from which on there is a warning
+Rows = Callable[[int], slice]
 Plan = Callable[[np.random.Generator], list[np.ndarray]]
 
 
@@ -26,13 +27,15 @@ class Batches(keras.utils.PyDataset):
         seed: int.
         augment: `"none"`; `"shift"`, by up to an eighth of height and width, the border mirrored; or
             `"shift_flip"`, which also mirrors half of the images left to right.
+        rows: function of the size of a batch that returns which of its rows this object gives, a slice; all if not
+            given. They are the same images, shifted and mirrored alike, for any rows.
     """
 
-    def __init__(self, data: Images, plan: Plan, seed: int = 0, augment: str = "none"):
+    def __init__(self, data: Images, plan: Plan, seed: int = 0, augment: str = "none", rows: Rows = slice):
         # With one worker Keras leaves tf.data's autotuning on, and `fit` and `predict` wait up to a minute for its
         # sleeping thread; with two workers, Keras trains PyTorch on batches of the previous epoch.
         super().__init__(workers=2 if keras.backend.backend() == "tensorflow" else 1)
-        self.data, self.plan, self.seed, self.augment = data, plan, seed, augment
+        self.data, self.plan, self.seed, self.augment, self.rows = data, plan, seed, augment, rows
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int, first_batch: int = 0) -> None:
@@ -42,22 +45,27 @@ class Batches(keras.utils.PyDataset):
 
     def of_single_images(self) -> "Batches":
         """The same images in the same batches, without an axis for triplets; from the first epoch on."""
-        return Batches(
-            self.data, lambda generator: [each.reshape(-1) for each in self.plan(generator)], self.seed, self.augment
-        )
+
+        def plan(generator):
+            return [each.reshape(-1) for each in self.plan(generator)]
+
+        return Batches(self.data, plan, self.seed, self.augment, self.rows)
 
     def __len__(self):
         return len(self.batches)
 
     def __getitem__(self, number):
         """Returns images `(batch, [3,] 3, height, width)`, uint8, and their labels (of triplets, the anchors')."""
-        indices = self.batches[number]
-        labels, flip = self.data.labels[indices], self.augment == "shift_flip"
+        batch = self.batches[number]
+        rows = self.rows(len(batch))
+        indices = batch[rows]
+        labels = self.data.labels[indices]
         if self.augment == "none":
             images = self.data.pixels(indices)
         else:
             generator = np.random.default_rng((self.seed, 3, self.epoch, self.first_batch + number))
-            images = _augmented(self.data, indices.reshape(-1), flip, generator)
+            drawn = _shifts(batch.shape, self.data.array.shape[2:], self.augment == "shift_flip", generator)
+            images = _shifted(self.data, indices.reshape(-1), *(each[rows].reshape(-1) for each in drawn))
             images = images.reshape(*indices.shape, *images.shape[1:])
         return images, labels if labels.ndim == 1 else labels[:, 0]
 
@@ -70,6 +78,7 @@ def training_batches(
     images_per_class: int,
     seed: int,
     augment: str,
+    rows: Rows = slice,
 ) -> Batches:
     """Batches for one of the two losses; prints where the images limit the batches.
 
@@ -81,11 +90,11 @@ def training_batches(
         classes_per_batch: int, P; of fewer classes each batch has all.
         images_per_class: int, K.
         seed: int.
-        augment: as in `Batches`.
+        augment, rows: as in `Batches`.
     """
     if triplet_loss == "merge":
-        rows = rows_of_a_batch(len(class_names), triplet_loss, classes_per_batch, images_per_class)
-        return Batches(train, random_triplets(train.labels, rows), seed, augment)
+        triplets = rows_of_a_batch(len(class_names), triplet_loss, classes_per_batch, images_per_class)
+        return Batches(train, random_triplets(train.labels, triplets), seed, augment, rows)
     classes = at_most("CLASSES_PER_BATCH", classes_per_batch, len(class_names), "the number of classes")
     counts = np.bincount(train.labels, minlength=len(class_names))
     small = [f"{name} ({count})" for name, count in zip(class_names, counts, strict=True) if count < images_per_class]
@@ -94,7 +103,7 @@ def training_batches(
             f"Classes with fewer than IMAGES_PER_CLASS = {images_per_class} training images, which are repeated within "
             f"a batch: {shortened(small)}"
         )
-    batches = Batches(train, classes_and_images(train.labels, classes, images_per_class), seed, augment)
+    batches = Batches(train, classes_and_images(train.labels, classes, images_per_class), seed, augment, rows)
     uses = np.bincount(train.labels[np.concatenate(batches.batches)], minlength=len(class_names)) / counts
     if uses.max() >= MANY_USES:
         smallest, largest = uses.argmax(), uses.argmin()
@@ -119,10 +128,10 @@ def in_order(count: int, batch_size: int, devices: int = 1) -> Plan:
 
     Args:
         count: int.
-        batch_size: int; the last batch may be smaller.
-        devices: int. Each batch has a multiple of it: to the last one, the last image is added as often as is needed.
+        batch_size: int, of each device; the last batch may be smaller.
+        devices: int, between which batches are divided: to the last one, the last image is added as often as is needed.
     """
-    batch_size = max(batch_size // devices, 1) * devices
+    batch_size *= devices
     indices = np.minimum(np.arange(count + -count % devices), count - 1)
     return lambda generator: np.split(indices, range(batch_size, len(indices), batch_size))
 
@@ -200,14 +209,19 @@ def random_triplets(labels: np.ndarray, triplets_per_batch: int) -> Plan:
     return plan
 
 
-def _augmented(data, indices, flip, generator):
-    """Images, each shifted at random while it is copied into the batch, and half of them mirrored if `flip`."""
+def _shifts(shape, size, flip, generator):
+    """By how many pixels images are shifted, downward and to the right, and which are mirrored: three such arrays."""
+    height, width = size
+    down, right = math.ceil(height / 8), math.ceil(width / 8)
+    downward = generator.integers(-down, down + 1, shape) * (height > 1)
+    rightward = generator.integers(-right, right + 1, shape) * (width > 1)
+    return downward, rightward, generator.random(shape) < (0.5 if flip else 0)
+
+
+def _shifted(data, indices, downward, rightward, mirrored):
+    """Images, each shifted and mirrored while it is copied into the batch."""
     height, width = data.array.shape[2:]
-    down, right, count = math.ceil(height / 8), math.ceil(width / 8), len(indices)
-    downward = generator.integers(-down, down + 1, count) * (height > 1)
-    rightward = generator.integers(-right, right + 1, count) * (width > 1)
-    mirrored = generator.random(count) < (0.5 if flip else 0)
-    batch, rows = np.empty((count, *data.array.shape[1:]), "uint8"), np.arange(height)
+    batch, rows = np.empty((len(indices), *data.array.shape[1:]), "uint8"), np.arange(height)
     for number, (y, x) in enumerate(zip(downward.tolist(), rightward.tolist(), strict=True)):
         image, target = data.pixels(indices[number]), batch[number]
         if mirrored[number]:

@@ -12,11 +12,12 @@ from pipeline.data.folders import list_folder
 from pipeline.data.image_list import TEST, in_lines, shortened
 from pipeline.data.pixels import image_suffixes
 from pipeline.errors import InputError
-from pipeline.neighbours import evaluate, nearest, vote
+from pipeline.neighbour_scores import evaluate
+from pipeline.neighbours import nearest, vote
 from pipeline.references import UNKNOWN
 from pipeline.report.class_labels import display_width, table_names
 from pipeline.report.results import unknown_scores
-from pipeline.report.tables import MEASURES, table
+from pipeline.report.tables import MEASURES, sample_of_map, table
 
 SAME = 1e-3  # distance below which two images are equal but for rounding errors
 MOST_CLASSES, MOST_CONFUSIONS = 15, 20  # of which a confusion matrix fits into a terminal; otherwise pairs are listed
@@ -80,6 +81,7 @@ def print_check(classifier: Classifier, path: str) -> list[str]:
         predicted, _, _, scores = evaluate(references.embeddings, references.labels, *of_known)
         print(_of_classes(labels[known], predicted, table_names(names)))
         print(table(list(scores), {"without unknown": [f"{value:.4f}" for value in scores.values()]}))
+        print(sample_of_map(len(references.labels), int(known.sum()), "images of known classes"), end="")
         print(
             f"Accuracy, if those that are called unknown count as wrong: {np.mean(answers[known] == labels[known]):.4f}"
         )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.data.splits import DataSet
-from pipeline.neighbours import Evaluation, evaluate, retrieval_scores
+from pipeline.neighbour_scores import Evaluation, evaluate, retrieval_scores
 
 TRIPLET_LOSS = "triplet loss"
 

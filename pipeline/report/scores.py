@@ -13,7 +13,7 @@ from pipeline.report.audit import duplicated_in_test
 from pipeline.report.controls import CROSS_ENTROPY, Controls
 from pipeline.report.methods import TRIPLET_LOSS
 from pipeline.report.results import Results
-from pipeline.report.tables import class_report, score_rows, table
+from pipeline.report.tables import class_report, sample_of_map, score_rows, table
 from pipeline.report.verdict import accuracy_interval, verdict
 
 # Of the mean squared distance between embeddings, which is 2 for vectors in random directions. Where it is smaller, two
@@ -86,6 +86,7 @@ def print_report(
     if tested:
         end += f"Test images, classified by the vote of {neighbours} nearest training images, or by a classifier\n\n"
         end += table(*score_rows(known)) + "\n"
+        end += sample_of_map(len(data.train.labels), len(data.test.labels), "test images")
         found = duplicated_in_test(controls.findings, len(results.predicted))
         if found.any():
             everything["near duplicates"], sentence = _without_duplicates(found, results.method.correct)
@@ -141,6 +142,7 @@ def _of_held_out(data, scores, added):
             f"Held-out classes, never trained on: {classes:,}; their {images:,} images, each compared with all others"
         )
         text += f"\n\n{table(*score_rows(scores))}"
+        text += sample_of_map(images, images, "of these images")
     else:
         text = f"Held-out classes, never trained on: {classes}, {images:,} images; recall and MAP@R need two classes.\n"
     if added:

@@ -3,6 +3,7 @@
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
+from pipeline.neighbour_scores import queries_of_map
 from pipeline.report.class_labels import display_width, table_names
 
 MEASURES = ("precision", "recall", "f1-score", "support")
@@ -83,6 +84,20 @@ def score_rows(methods: dict[str, dict]) -> tuple[list[str], dict[str, list[str]
     """
     columns = [name for name in SCORES if any(name in scores for scores in methods.values())]
     return columns, {name: [_score(scores.get(column)) for column in columns] for name, scores in methods.items()}
+
+
+def sample_of_map(references: int, queries: int, what: str) -> str:
+    """A line that says on how many images MAP@R is measured, if not on all; or else `""`.
+
+    Args:
+        references: int, how many there are.
+        queries: int, how many images are compared with them.
+        what: str, these images.
+    """
+    count = queries_of_map(references, queries)
+    return f"MAP@R is that of {count:,} {what}, drawn at random: all {queries:,} would take too long.\n" * (
+        count < queries
+    )
 
 
 def _score(value):

@@ -1,57 +1,142 @@
-"""The devices that train: how many, and why a backend does not use the NVIDIA GPU of this machine."""
+"""The devices that train, of one machine or of several: the only module that divides work between them."""
 
+import io
+import json
 import os
-import re
-import shutil
-import subprocess
+import socket
 import sys
+import tarfile
+import time
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.settings import process
 
-NVIDIA_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")  # the last under WSL
+ADDRESS, PROCESSES, PROCESS = (
+    f"KERAS_DISTRIBUTION_{name}" for name in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
+)
+JOIN_SECONDS = 300  # how long processes wait for each other
+END_SECONDS = 3600  # how long the first to end waits for the others
+PIECE = 2**26  # bytes that are sent at once
+_replicated = weakref.WeakKeyDictionary()  # network -> what `for_every_process` has made of it
 
 
-class _Backend(NamedTuple):
-    """Code that asks a backend for its own reason, and pip's arguments that install what it needs for NVIDIA GPUs."""
+class Devices(NamedTuple):
+    """The devices between which each batch is divided.
 
-    code: str
-    install: str
+    Attributes:
+        count: int, of all processes.
+        process: int, the number of this process, from 0.
+        processes: int, of which each has as many of the devices.
+    """
+
+    count: int = 1
+    process: int = 0
+    processes: int = 1
+
+    def rows(self, batch: int) -> slice:
+        """Which rows of a batch are for the devices of this process; `count` divides the batch."""
+        return slice(batch * self.process // self.processes, batch * (self.process + 1) // self.processes)
 
 
-BACKENDS = {
-    "tensorflow": _Backend(
-        "import tensorflow as tf; tf.config.list_physical_devices('GPU')", "--upgrade 'tensorflow[and-cuda]'"
-    ),
-    "jax": _Backend("import jax; jax.devices('cuda')", "--upgrade 'jax[cuda13]'"),
-    "torch": _Backend("import torch; torch.zeros(1, device='cuda')", "--force-reinstall torch"),
-}
-REASON = re.compile("cuda|gpu|driver|cudnn|dlopen|librar", re.IGNORECASE)
-LOG_PREFIX = re.compile(r"^[IWEF]\d{4} .*?\] |^\d{4}-\d\d-\d\d .*?\] |^\w+(\.\w+)*Error: ")
+def processes() -> tuple[int, int]:
+    """The number of this process, and how many train together, by Keras' environment variables: `(0, 1)` for one alone.
+
+    Raises:
+        InputError: if the variables are not numbers that fit together, or there is no address.
+    """
+    values = {name: os.environ.get(name, "") for name in (PROCESSES, PROCESS)}
+    if values[PROCESSES] in ("", "1"):
+        return 0, 1
+    for name, value in values.items():
+        if not value.isdecimal():
+            raise InputError(f"The environment variable {name} must be a whole number. Received: {value!r}")
+    number, count = int(values[PROCESS]), int(values[PROCESSES])
+    if number >= count:
+        raise InputError(f"The environment variable {PROCESS} must be from 0 to {count - 1}. Received: {number}")
+    host, _, port = _address().rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 65536):
+        rule = f"The environment variable {ADDRESS} must be the first machine's HOST:PORT"
+        raise InputError(f"{rule}, such as node1:3333. Received: {_address()!r}")
+    return number, count
 
 
-def distribute(wanted: str, rows: int) -> int:
+def _address():
+    return os.environ.get(ADDRESS, "").partition(",")[0]
+
+
+def join(backend: str) -> None:
+    """Joins the processes that train together; call it before the backend computes. One process alone does nothing.
+
+    From then on all but the first print nothing but errors. It calls JAX itself: under Slurm,
+    `keras.distribution.initialize` lets JAX take one GPU of each machine alone.
+
+    Raises:
+        InputError: if the backend is not JAX, the first process does not answer within five minutes, or JAX cannot join
+            them.
+    """
+    number, count = processes()
+    if count == 1:
+        return
+    if backend != "jax":
+        raise InputError(f"`KERAS_BACKEND` must be jax where several processes train together. Received: {backend}")
+    import jax
+
+    address = _address()
+    print(f"Waiting for the {count} processes that train together, at {address} ...")
+    if number:
+        _wait_for(address)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
+    settings = {"initialization_timeout": JOIN_SECONDS, "shutdown_timeout_seconds": END_SECONDS}
+    try:
+        jax.distributed.initialize(address, count, number, cluster_detection_method="deactivate", **settings)
+    except Exception as error:  # JAX documents RuntimeError alone
+        raise InputError(f"JAX must be able to join the processes. Received: {process.in_short(error)}") from error
+    process.is_one_of_several(number)
+    highest(0)  # connects them, before one is late because it reads its images more slowly
+
+
+def _wait_for(address):
+    """Waits until something listens at an address; JAX would end the process without an error that can be caught."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + JOIN_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                rule = f"The environment variable {ADDRESS} must be the address of the first process, which must train"
+                raise InputError(f"{rule}. Received: {address!r} ({error})") from error
+            time.sleep(0.5)
+
+
+def distribute(wanted: str, rows: int) -> Devices:
     """Lets Keras divide each batch between devices; call it before a variable exists.
 
     On JAX, the loss sees the whole batch (`keras.distribution.DataParallel`), so that triplets are found in all of it
     and the result is that of one device, but for rounding.
 
     Args:
-        wanted: `"auto"`, all GPUs of this machine if the backend is JAX and they divide the batch, else one device; or
-            a number. On a CPU, XLA makes as many devices as its flag `--xla_force_host_platform_device_count` says.
+        wanted: `"auto"`, all GPUs of all processes if the backend is JAX, else one device; or a number, for one process
+            alone. On a CPU, XLA makes as many devices as its flag `--xla_force_host_platform_device_count` says. One
+            process with `"auto"` leaves GPUs out if they do not divide the batch.
         rows: int, the number of images or triplets in a batch.
 
     Returns:
-        The number of devices.
+        `Devices`.
 
     Raises:
         InputError: if there are not so many devices, the backend uses one alone, or they do not divide the batch.
     """
     import keras
 
-    backend = keras.backend.backend()
+    backend, (number, of_processes) = keras.backend.backend(), processes()
     if backend != "jax":
         if wanted not in ("auto", "1"):
             raise InputError(
@@ -59,8 +144,14 @@ def distribute(wanted: str, rows: int) -> int:
             )
         if (gpus := _gpus(backend)) > 1:
             print(f"One of {gpus} GPUs is used: {backend} trains on one. KERAS_BACKEND=jax uses all of them.")
-        return 1
+        return Devices()
     found = keras.distribution.list_devices()
+    if of_processes > 1:
+        if len(found) != of_processes * (own := len(_own_devices())):
+            raise InputError(f"All processes must have equally many devices. Received: {own} here, {len(found)} in all")
+        if wanted not in ("auto", str(len(found))):
+            raise InputError(f'`DEVICES` must be "auto" where several processes train together. Received: {wanted}')
+        wanted = str(len(found))
     if wanted == "auto":
         most = 1 if found[0].startswith("cpu") else len(found)
         count = next(each for each in range(most, 0, -1) if rows % each == 0)
@@ -71,14 +162,18 @@ def distribute(wanted: str, rows: int) -> int:
         if count > len(found):
             raise InputError(f"`DEVICES` must be at most {len(found)}, the devices that JAX finds. Received: {wanted}")
         if rows % count:
-            raise InputError(f"`DEVICES` must divide a batch, which has {rows} images or triplets. Received: {wanted}")
+            raise InputError(
+                f"`DEVICES` must divide a batch, which has {rows} images or triplets (`CLASSES_PER_BATCH` and "
+                f"`IMAGES_PER_CLASS`). Received: {wanted}"
+            )
     parallel = None
     if count > 1:
-        print(f"Each batch is divided between {count} devices: {', '.join(found[:count])}")
+        where = f" of {of_processes} processes" * (of_processes > 1)
+        print(f"Each batch is divided between {count} devices{where}: {', '.join(found[:count])}")
         parallel = keras.distribution.DataParallel(devices=found[:count], auto_shard_dataset=False)
         process.at_end(lambda: keras.distribution.set_distribution(None))  # in a notebook
     keras.distribution.set_distribution(parallel)
-    return count
+    return Devices(count, number, of_processes)
 
 
 def device_count() -> int:
@@ -89,49 +184,110 @@ def device_count() -> int:
     return 1 if parallel is None else parallel.num_model_replicas
 
 
+def for_every_process(network):
+    """A `keras.Model` whose `predict` gives each process the outputs for all rows, not for those of its devices alone.
+
+    Args:
+        network: `keras.Model`.
+
+    Returns:
+        `network`, or a model with the same weights.
+    """
+    import keras
+
+    if processes()[1] == 1:
+        return network
+    mesh = keras.distribution.distribution().device_mesh
+
+    class Replicated(keras.layers.Layer):
+        def call(self, rows):
+            everywhere = keras.distribution.TensorLayout([None] * len(rows.shape), mesh)
+            return keras.distribution.distribute_tensor(rows, everywhere)
+
+    if network not in _replicated:  # or each prediction would be compiled again
+        # Not the policy's dtype, which may round embeddings to 16 bits.
+        outputs = [Replicated(dtype="float32")(output) for output in network.outputs]
+        _replicated[network] = keras.Model(network.inputs, outputs if len(outputs) > 1 else outputs[0])
+    return _replicated[network]
+
+
+def highest(number: int) -> int:
+    """The highest of the numbers that all processes give, once each has given one; all call it equally often."""
+    if processes()[1] == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.array(number)).max())
+
+
+def from_first(value: Any) -> Any:
+    """The value that the first process gives; all call it equally often.
+
+    Args:
+        value: what JSON can hold.
+    """
+    return value if processes()[1] == 1 else json.loads(_broadcast(json.dumps(value).encode()))
+
+
+def check_same(values: dict[str, Any]) -> None:
+    """Compares values of this process with those of the first one; all call it equally often.
+
+    Args:
+        values: dict from names for the user to what JSON can hold.
+
+    Raises:
+        InputError: if some differ; it names them.
+    """
+    values = json.loads(json.dumps(values))
+    others = from_first(values)
+    if changed := [name for name in values if values[name] != others.get(name)]:
+        raise InputError(f"All processes must have the same {', '.join(changed)}. This one has another than the first.")
+
+
+def copy_from_first(folder: Path, names: Iterable[str]) -> None:
+    """Copies files of a folder of the first process into a folder of each other one; all call it equally often.
+
+    Args:
+        folder: path; on each machine it may be another one.
+        names: of the files, relative to the folder; those of the first process count.
+    """
+    number, count = processes()
+    if count == 1:
+        return
+    packed = io.BytesIO()
+    if number == 0:
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for name in names:
+                archive.add(folder / name, name)
+    content = _broadcast(packed.getbuffer())
+    if number:
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            archive.extractall(folder, filter="data")
+
+
+def _broadcast(content):
+    """The bytes that the first process gives."""
+    from jax.experimental import multihost_utils
+
+    # Two numbers, since JAX has integers of 32 bits.
+    pieces, rest = map(int, multihost_utils.broadcast_one_to_all(np.array(divmod(len(content), PIECE))))
+    received, is_first = bytearray(), processes()[0] == 0
+    for number in range(pieces + 1):
+        size = PIECE if number < pieces else rest
+        piece = np.zeros(size, "uint8")
+        if is_first:
+            piece = np.frombuffer(content[number * PIECE : number * PIECE + size], "uint8")
+        received += np.asarray(multihost_utils.broadcast_one_to_all(piece)).astype("uint8").tobytes()
+    return bytes(received)
+
+
+def _own_devices():
+    import jax
+
+    return jax.local_devices()
+
+
 def _gpus(backend):
     """The number of GPUs that TensorFlow or PyTorch finds."""
     library = sys.modules[backend]
     return library.cuda.device_count() if backend == "torch" else len(library.config.list_physical_devices("GPU"))
-
-
-def why_no_gpu(backend: str) -> str:
-    """The backend's own reason and the command that installs what it needs; `""` if there is no NVIDIA GPU.
-
-    It asks a process of its own, in which the backend's messages are not hidden; that takes some seconds.
-
-    Args:
-        backend: `"tensorflow"`, `"jax"` or `"torch"`, which has found no GPU.
-    """
-    if not _has_nvidia_gpu():
-        return ""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles"):
-        return f"The environment variable CUDA_VISIBLE_DEVICES = {hidden!r} hides it."
-    command = f"To install what it needs: pip install {BACKENDS[backend].install}"
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0", "JAX_PLATFORMS": ""}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", BACKENDS[backend].code],
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=120,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return command
-    lines = [LOG_PREFIX.sub("", line).strip() for line in done.stderr.splitlines() if not line.startswith(" ")]
-    reasons = [line for line in lines if REASON.search(line)]
-    return f"{backend} says: {reasons[-1][:300].rstrip('.')}. {command}" if reasons else command
-
-
-def _has_nvidia_gpu():
-    """Whether this machine has an NVIDIA GPU and its driver, or the driver's tool lists one."""
-    if any(Path(path).exists() for path in NVIDIA_FILES):
-        return True
-    tool = shutil.which("nvidia-smi")
-    try:
-        return bool(tool) and subprocess.run([tool, "-L"], capture_output=True, timeout=30).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False

@@ -19,16 +19,20 @@ from pathlib import Path
 
 from pipeline.downloads import NO_DOWNLOAD
 from pipeline.errors import InputError
-from pipeline.settings.devices import BACKENDS, device_count, why_no_gpu
+from pipeline.settings import devices
+from pipeline.settings.nvidia import BACKENDS, why_no_gpu
 
 SETTINGS_FILE = Path(__file__).resolve().parents[2] / "keras.json"
 
 
-def apply() -> None:
+def apply(trains: bool = False) -> None:
     """Imports Keras with the settings of `keras.json`. Call it before anything else imports Keras.
 
     The environment variable `KERAS_BACKEND` wins over the file's `backend`, as it does in Keras. GPU memory is taken as
     it is needed, unless the user's environment says otherwise.
+
+    Args:
+        trains: bool, whether this process joins those that train together (`devices.join`).
 
     Raises:
         InputError: if `keras.json` cannot be read or has a missing or wrong setting, the backend is not installed or is
@@ -66,6 +70,8 @@ def apply() -> None:
     if keras.backend.backend() != backend:
         used = keras.backend.backend()
         raise InputError(f"`KERAS_BACKEND` must stay {used} until the notebook is restarted. Received: {backend}")
+    if trains:
+        devices.join(backend)
     try:
         with quiet_standard_error():
             keras.config.set_image_data_format(image_data_format)
@@ -131,7 +137,7 @@ def environment() -> dict[str, str]:
 
     backend = keras.backend.backend()
     packages = {name: version(name) for name in ("keras", backend, "numpy", "scikit-learn")}
-    number, name = device_count(), str(keras.ops.zeros(1).device).rsplit("device:")[-1]
+    number, name = devices.device_count(), str(keras.ops.zeros(1).device).rsplit("device:")[-1]
     device = f"{f'{number} x ' * (number > 1)}{name}, {os.cpu_count()} CPU cores"
     return {
         "Python": platform.python_version(),

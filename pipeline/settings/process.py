@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +27,9 @@ OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 OWN_MODULES = ("pipeline", "fine_tune_model", "triplet_loss_functions")
+PEER_ENDED = re.compile(r"\bgloo\b|\bnccl\b|coordination service|connection (closed|reset) by peer", re.IGNORECASE)
 _at_end = []  # functions that `run` calls when the main function has ended
+_process = None  # the number of this process, if several train together
 
 
 def run(main: Callable[[], object], trains: bool = True) -> None:
@@ -50,14 +53,18 @@ def run(main: Callable[[], object], trains: bool = True) -> None:
         return
     except BaseException as error:
         ending = _ending(error, trains)
-        if ending is None:
+        if ending is None and _process is None:
             raise
+        code, sentence = ending or (1, traceback.format_exc())
+        all_stop = isinstance(error, Interrupted)
     finally:
         while _at_end:
             _at_end.pop()()
-    code, sentence = ending
-    _print_error(f"{name}: {sentence}" if code == 2 else sentence)
+    which = "" if _process is None else f" (process {_process})"
+    _print_error(f"{name}{which}: {sentence}" if code == 2 else sentence)
     _flush(sys.stdout)
+    if _process is not None and not all_stop:
+        os._exit(code)  # at a normal exit JAX would wait for the other processes, which wait for this one
     sys.exit(code)
 
 
@@ -88,12 +95,21 @@ def _ending(error: BaseException, trains: bool) -> tuple[int, str] | None:
         case Exception() if is_out_of_memory(error):
             rule = "`IMAGES_PER_CLASS` or `IMAGE_SIZE` must be smaller, since memory ran out"
             return 2, f"{rule if trains else 'memory ran out'}. Received: {in_short(error)}"
+        case Exception() if _process is not None and PEER_ENDED.search(str(error)):
+            resumes = "the same commands resume from the last checkpoint, if there is one"
+            return 2, f"another process of this run has ended, see its message; {resumes}. Received: {in_short(error)}"
     return None
 
 
 def at_end(function: Callable[[], object]) -> None:
     """Calls a function when the main function has ended: in a notebook, the process lives on."""
     _at_end.append(function)
+
+
+def is_one_of_several(number: int) -> None:
+    """Says which of the processes that train together this one is; its errors then have the number, from 0."""
+    global _process
+    _process = number
 
 
 def in_notebook() -> bool:

@@ -14,7 +14,7 @@ from pipeline import files
 from pipeline.checkpoint_files import checkpoint_paths, remove_checkpoints
 from pipeline.data.batches import Batches
 from pipeline.errors import InputError, Interrupted
-from pipeline.settings import process
+from pipeline.settings import devices, process
 from pipeline.training import memory
 
 
@@ -123,7 +123,8 @@ class Checkpoints(keras.callbacks.Callback):
     def save(self, epoch: int, batch: int) -> bool:
         """Saves a checkpoint from which training resumes at a batch of an epoch, both counted from 0.
 
-        If a variable is not finite, nothing is saved: the previous checkpoint is worth more.
+        If a variable is not finite, nothing is saved: the previous checkpoint is worth more. Of several processes that
+        train together, the first one saves.
 
         Returns:
             Whether it was saved.
@@ -136,6 +137,8 @@ class Checkpoints(keras.callbacks.Callback):
         self.last_saved = time.monotonic()
         if not all(np.isfinite(array).all() for array in arrays.values()):
             return False
+        if devices.processes()[0] > 0:
+            return True
         parts = {name: part.state() for name, part in self.parts.items()}
         for name, state in parts.items():
             for key in [key for key, value in state.items() if isinstance(value, np.ndarray)]:
@@ -174,18 +177,19 @@ class Checkpoints(keras.callbacks.Callback):
         self.model.stop_training = was_resumed
 
     def _save_if_due(self, epoch, batch, last=False):
-        if last or self.stop_signal or time.monotonic() - self.last_saved >= self.seconds:
+        stop_signal = devices.highest(self.stop_signal)  # so that all processes stop after the same step
+        if last or stop_signal or time.monotonic() - self.last_saved >= self.seconds:
             self.model  # noqa: B018 - on JAX, reading this attribute updates the model's variables
             try:
                 saved = self.save(epoch, batch)
             except InputError as error:
-                if last or self.stop_signal or not files.is_held(error.__cause__):
+                if last or stop_signal or not files.is_held(error.__cause__):
                     raise
                 print(f"\nWarning: no checkpoint could be written ({error.__cause__}); the next try is in a minute.")
                 self.last_saved = time.monotonic() - self.seconds + min(60, self.seconds)
                 return
-            if self.stop_signal:
-                raise Interrupted(self.stop_signal, saved)
+            if stop_signal:
+                raise Interrupted(stop_signal, saved)
 
     def _variables(self):
         """The variables that training depends on, by position; their names depend on what else the process built."""

@@ -25,8 +25,8 @@ def check_first_batch(model: keras.Model, batches: Batches) -> None:
     """Measures a step with a part of a batch, if a whole one may not fit into the memory of the host.
 
     Where memory runs out on a CPU, the system kills the process, or TensorFlow crashes. A GPU raises an error instead,
-    for which there is `explanation`. The model's state is restored after the step. On other systems than Linux it does
-    nothing.
+    for which there is `explanation`. The model's state is restored after the step. On other systems than Linux, and
+    where several processes train together, it does nothing.
 
     Args:
         model: compiled `keras.Model`.
@@ -35,6 +35,8 @@ def check_first_batch(model: keras.Model, batches: Batches) -> None:
     Raises:
         InputError: if the batch would not fit; the message says by how much it must be smaller.
     """
+    if devices.processes()[1] > 1:  # which would have to do the same steps
+        return
     free = system_memory.free_memory()
     images, labels = batches[0]
     per_row = _images_per_row(images)
@@ -81,6 +83,8 @@ def explanation(model: keras.Model, batches: Batches, error: str) -> str:
     images, labels = batches[0]
     per_row, divisor = _images_per_row(images), 2
     wrong = f"a batch of {per_row * len(labels):,} images does not fit into memory"
+    if devices.processes()[1] > 1:  # which would have to do the same steps
+        return f"{RULE} {wrong}. Received: {error}"
     while len(labels) // divisor >= _divisible(2):
         gc.collect()
         count = _divisible(len(labels) // divisor)
