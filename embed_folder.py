@@ -10,7 +10,6 @@ run and the images at the same paths.
 """
 
 import os
-from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,10 +35,9 @@ def main():
     from pipeline.embedding_table import EmbeddingTable
     from pipeline.ray_cluster import embedded
 
-    problems, skipped = [], Counter()
-    paths = listed(given.images) or [
-        os.path.abspath(each) for each in images_in([given.images], image_suffixes(), problems, skipped)
-    ]
+    problems = []
+    paths = listed(given.images)
+    paths = paths or [os.path.abspath(each) for each in images_in([given.images], image_suffixes(), problems)]
     if problems:
         raise InputError(f"Folders must be readable and have images. Received:{in_lines(problems)}")
     table = EmbeddingTable(given.output, given.run_folder)

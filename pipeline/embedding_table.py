@@ -3,7 +3,6 @@
 import os
 import re
 import time
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pipeline.finished_run import RESULTS
 LINE_SECONDS = 30.0  # between lines of progress
 PART = re.compile(r"part-(\d{6,})\.parquet")
 IGNORED = re.compile(r"\..*|desktop\.ini|Thumbs\.db", re.IGNORECASE)  # what systems leave, and the lock
-RUN = b"run"  # in the metadata of each file: a checksum of the run
+RUN = b"run"  # in the metadata of each file: the checksums of the run's results
 
 
 class EmbeddingTable:
@@ -43,7 +42,7 @@ class EmbeddingTable:
 
     def __init__(self, folder: str | os.PathLike, run_folder: str | os.PathLike):
         self.folder, self.unreadable, self.known = Path(folder), 0, set()
-        self.run = str(zlib.crc32(b"".join(_checksum(Path(run_folder, name)) for name in RESULTS))).encode()
+        self.run = " ".join(str(files.checksum(Path(run_folder, name))) for name in RESULTS).encode()
         rule, numbers = "OUT.parquet must be a new folder, or one of the same run and of this command", [0]
         try:
             self.folder.mkdir(exist_ok=True)
@@ -119,10 +118,6 @@ class EmbeddingTable:
             "error": pyarrow.array([*part["error"]], "string", mask=~is_wrong),
         }
         return pyarrow.table(columns, metadata={RUN: self.run})
-
-
-def _checksum(path):
-    return str(files.checksum(path)).encode()
 
 
 def _text(path):

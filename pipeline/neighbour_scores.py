@@ -7,7 +7,7 @@ from sklearn.metrics import pairwise_distances_chunked
 
 from pipeline.neighbours import check_neighbours, nearest, nearest_others, predict_classes, vote
 
-MOST_PAIRS, FEWEST_QUERIES = 2**33, 1000  # of queries and references that MAP@R sorts, about ten minutes on two cores
+MOST_PAIRS, FEWEST_QUERIES = 2**33, 1000  # of queries and references whose distances MAP@R sorts
 
 
 class Evaluation(NamedTuple):

@@ -19,18 +19,8 @@ on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone 
 # With one thread for t-SNE, which is slower with more where there are few points.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "KERAS_BACKEND": "jax"}
 SEVERAL = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", **ONE_THREAD}
-SMALL = (
-    "--dataset",
-    "digits",
-    "--backbone",
-    "tiny.keras",
-    "--frozen-layers",
-    "0",
-    "--image-size",
-    "8",
-    "--epochs",
-    "1",
-)
+SMALL = "--dataset digits --backbone tiny.keras --frozen-layers 0 --image-size 8 --epochs 1".split()
+SAVING = [*SMALL, *"--images-per-class 4 --learning-rate 1e-3 --checkpoint-minutes 0.0001".split()]  # at every step
 
 GRADIENTS = """
 import json, sys
@@ -151,17 +141,7 @@ def test_losses_gradients_and_embeddings_on_two_devices_and_two_processes_are_th
 def test_a_run_that_was_killed_resumes_on_another_number_of_devices(tmp_path):
     """An odd number of test images; and a second process that is not told how many devices there are."""
     write_network(tmp_path)
-    settings = [
-        *SMALL,
-        "--images-per-class",
-        "4",
-        "--learning-rate",
-        "1e-3",
-        "--checkpoint-minutes",
-        "0.0001",
-        "--run-folder",
-        tmp_path / "run",
-    ]
+    settings = [*SAVING, "--run-folder", tmp_path / "run"]
     command = [sys.executable, SCRIPT, *settings, "--devices", "2"]
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(
@@ -184,17 +164,7 @@ def test_two_processes_that_are_stopped_and_killed_resume_together(tmp_path):
     """First one alone gets SIGTERM, then one alone is killed; the run folder is on the first one's disk."""
     write_network(tmp_path)
     run = tmp_path / "run"
-    arguments = [
-        SCRIPT,
-        *SMALL,
-        "--images-per-class",
-        "4",
-        "--learning-rate",
-        "1e-3",
-        "--checkpoint-minutes",
-        "0.0001",
-        "--run-folder",
-    ]
+    arguments = [SCRIPT, *SAVING, "--run-folder"]
 
     with Pair(tmp_path, *arguments, run) as pair:
         checkpoints = pair.wait_for_checkpoint(run)

@@ -75,29 +75,32 @@ def finished(tmp_path_factory):
 def repeated(finished):
     """The processes that repeat the finished run, from its constants.json, in the folder `second`.
 
-    The first gets Slurm's signal once it has written a checkpoint; the second ends the run, on the same images in
-    another folder. What `kill -9` leaves, test_checkpoints.py resumes from.
+    The first is killed and the second gets Slurm's signal, each once it has written a checkpoint; the third ends the
+    run, on the same images in another folder.
     """
     place, _ = finished
-    command = ["--constants", "run/constants.json", "--run-folder", "second"]
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, *command, "--checkpoint-minutes", "1e-6"],
-        cwd=place,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", **ON_THE_CPU},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
-    while process.poll() is None and not list(place.glob("second/checkpoint-*")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGUSR1)
-    output, errors = process.communicate()
-    assert not (place / "second" / "report.txt").exists(), errors
+    command, processes, known = ["--constants", "run/constants.json", "--run-folder", "second"], [], set()
+    for number in (signal.SIGKILL, signal.SIGUSR1):
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT, *command, "--checkpoint-minutes", "1e-6"],
+            cwd=place,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", **ON_THE_CPU},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        while process.poll() is None and set(place.glob("second/checkpoint-*")) <= known:
+            time.sleep(0.02)
+        process.send_signal(number)
+        output, errors = process.communicate()
+        assert not (place / "second" / "report.txt").exists(), errors
+        known = set(place.glob("second/checkpoint-*"))
+        processes.append(subprocess.CompletedProcess(process.args, process.returncode, output, errors))
     (place / "pictures").rename(place / "moved")
     last = run_script(*command, "--dataset", "moved", cwd=place, **ON_THE_CPU)
     (place / "moved").rename(place / "pictures")
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors), last
+    return [*processes, last]
 
 
 @one_process
@@ -228,10 +231,12 @@ def test_an_unfinished_run_is_not_resumed_with_other_images_weights_backend_or_p
 def test_a_repeated_and_interrupted_run_ends_with_the_same_bytes(finished, repeated):
     place, _ = finished
     run, second = place / "run", place / "second"
-    interrupted, resumed = repeated
-    assert [each.returncode for each in repeated] == [128 + signal.SIGUSR1, 0], resumed.stderr
+    killed, interrupted, resumed = repeated
+    assert [each.returncode for each in repeated] == [-signal.SIGKILL, 128 + signal.SIGUSR1, 0], resumed.stderr
+    assert killed.stderr == ""
     assert "A checkpoint was saved: run the same command to resume." in interrupted.stderr
-    assert re.search(r"^Resuming (in epoch \d after \d+ batches|after epoch \d), from ", resumed.stdout, re.MULTILINE)
+    for each in (interrupted, resumed):
+        assert re.search(r"^Resuming (in epoch \d after \d+ batches|after epoch \d), from ", each.stdout, re.MULTILINE)
     for name in ("history.csv", "report.json", "report.txt"):
         assert (second / name).read_bytes() == (run / name).read_bytes()
     once, twice = (np.load(each / "references.npz")["embeddings"] for each in (run, second))
@@ -256,6 +261,13 @@ def test_a_finished_run_is_overwritten_by_a_later_one_from_an_earlier_model(fini
     first, later = scores_of(run), scores_of(second)
     assert later["raw pixels"] == first["raw pixels"]
     assert later["pooled features"]["MAP@R"] > first["pooled features"]["MAP@R"] + 0.1
+
+    before = {path.name: path.stat().st_mtime_ns for path in second.iterdir()}
+    shown = run_script("--constants", "second/constants.json", cwd=place)
+    assert shown.returncode == 0 and shown.stderr == ""
+    assert "is finished; --overwrite trains it again" in shown.stdout
+    assert report_of(second).strip() in shown.stdout
+    assert {path.name: path.stat().st_mtime_ns for path in second.iterdir()} == before
 
 
 def test_the_merge_loss_trains_and_predicts_on_a_folder_split_by_its_owner(tmp_path):

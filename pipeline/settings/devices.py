@@ -147,7 +147,9 @@ def distribute(wanted: str, rows: int) -> Devices:
         return Devices()
     found = keras.distribution.list_devices()
     if of_processes > 1:
-        if len(found) != of_processes * (own := len(_own_devices())):
+        import jax
+
+        if len(found) != of_processes * (own := jax.local_device_count()):
             raise InputError(f"All processes must have equally many devices. Received: {own} here, {len(found)} in all")
         if wanted not in ("auto", str(len(found))):
             raise InputError(f'`DEVICES` must be "auto" where several processes train together. Received: {wanted}')
@@ -279,12 +281,6 @@ def _broadcast(content):
             piece = np.frombuffer(content[number * PIECE : number * PIECE + size], "uint8")
         received += np.asarray(multihost_utils.broadcast_one_to_all(piece)).astype("uint8").tobytes()
     return bytes(received)
-
-
-def _own_devices():
-    import jax
-
-    return jax.local_devices()
 
 
 def _gpus(backend):
