@@ -125,7 +125,7 @@ def mistakes(data: DataSet, results: Results, thumbnails: Thumbnails) -> dict[st
         mistake |= {"share": f"{share:.0%} of the votes", **_thumbnail("test", data.test, number, thumbnails)}
         shown.append(mistake | {"neighbours": _neighbours(data, results, number, NEIGHBOURS, thumbnails)})
     description = f"{len(wrong):,} of {len(data.test.labels):,} test images are classified wrongly. "
-    description += f"The {len(shown)} with the largest shares of the votes, and their nearest training images:"
+    description += f"The {len(shown)} with the largest shares of the votes, and their nearest training images."
     return {"description": description, "shown": shown}
 
 

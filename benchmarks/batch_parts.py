@@ -1,0 +1,144 @@
+"""Does rematerialisation let a batch be larger? Memory and time of a training step, with and without it.
+
+    python benchmarks/batch_parts.py [--backends tensorflow,jax,torch] [--batches 128,512,2048] [--image-size 32]
+
+Compares three ways on each backend: `at once`, as init.py trains; `RematScope`, the network built inside
+`keras.RematScope("full")`; and `parts`, where the loss has all embeddings of the batch, but the backbone computes it in
+parts of 64 images, whose activations are not kept but computed again for the gradient (`keras.remat`). On JAX the parts
+are a loop of the compiled step (`keras.ops.map`), which has one part in memory at a time; TensorFlow cannot
+differentiate such a loop, so there and on PyTorch the step has each part by itself. The backbone's batch normalisation
+is frozen, as with pre-trained weights, so that the gradients are those of the batch at once, which the table compares.
+
+Each measurement has its own process, on Linux. Time is that of the second step, memory what both add at their highest.
+On a GPU, memory is that of the device, as JAX and PyTorch count it.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+PART = 64  # images
+WAYS = ("at once", "RematScope", "parts")
+
+
+def trained_model(way, parts, image_size):
+    """The embedding model, and a model for training that computes the same in this way."""
+    import keras
+
+    from fine_tune_model import fine_tuned_models
+
+    class Parts(keras.layers.Layer):
+        def __init__(self, network):
+            super().__init__(name="parts")
+            self.network = network
+
+        def compute_output_shape(self, shape):
+            return shape[0], self.network.output_shape[-1]
+
+        def call(self, images, training=None):
+            features = keras.remat(lambda part: self.network(part, training=training))
+            if keras.backend.backend() != "jax":
+                each = [features(images[number::parts]) for number in range(parts)]
+                return keras.ops.reshape(keras.ops.stack(each, axis=1), (-1, self.network.output_shape[-1]))
+            split = keras.ops.reshape(images, (-1, parts, *images.shape[1:]))  # shape (64, parts, 3, height, width)
+            each = keras.ops.map(features, keras.ops.moveaxis(split, 1, 0))  # shape (parts, 64, channels)
+            return keras.ops.reshape(keras.ops.moveaxis(each, 0, 1), (-1, each.shape[-1]))
+
+    with keras.RematScope("full" if way == "RematScope" else None):
+        model = fine_tuned_models((3, 32, 32), image_size, weights="none")
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.name != "pooled_batch_norm":
+            layer.trainable = False
+    embeddings = model.outputs
+    if way == "parts":
+        embeddings = Parts(keras.Model(model.inputs, model.get_layer("pooling").output))(model.inputs[0])
+        for name in ("pooled_batch_norm", "embedding", "unit_norm"):
+            embeddings = model.get_layer(name)(embeddings)
+    return model, keras.Model(model.inputs, embeddings)
+
+
+def highest_mib():
+    """The highest memory of this process so far, on the GPU if there is one."""
+    import keras
+
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / 2**20
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if statistics := jax.devices()[0].memory_stats():
+            return statistics["peak_bytes_in_use"] / 2**20
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def measure(way, batch, image_size, updates):
+    """Two steps of gradient descent in this process; saves the first one's change of the weights."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from pipeline.settings import keras_settings
+
+    keras_settings.apply()
+    import keras
+
+    from triplet_loss_functions import InBatchTripletLoss
+
+    keras.utils.set_random_seed(0)
+    model, trained = trained_model(way, batch // PART, image_size)
+    trained.compile(keras.optimizers.SGD(1.0), InBatchTripletLoss(0.3, "batch_all"))
+    images = np.random.default_rng(0).integers(0, 256, (batch, 3, 32, 32)).astype("uint8")
+    labels = np.arange(batch) % 8
+    weights = model.trainable_variables
+    before, idle = [np.array(keras.ops.convert_to_numpy(each)) for each in weights], highest_mib()
+    trained.train_on_batch(images, labels)
+    np.savez(updates, *[keras.ops.convert_to_numpy(new) - old for new, old in zip(weights, before, strict=True)])
+    start = time.perf_counter()
+    trained.train_on_batch(images, labels)
+    print(json.dumps([time.perf_counter() - start, highest_mib() - idle]))
+
+
+def difference(updates, expected):
+    """The norm of the difference of two steps' changes of the weights, relative to the norm of the change."""
+    with np.load(updates) as changed, np.load(expected) as wanted:
+        squares = [(((changed[name] - wanted[name]) ** 2).sum(), (wanted[name] ** 2).sum()) for name in wanted.files]
+    return np.sqrt(np.divide(*np.sum(squares, axis=0)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--backends", default="tensorflow,jax,torch")
+    parser.add_argument("--batches", default="128,512,2048", help=f"multiples of {PART}")
+    parser.add_argument("--image-size", type=int, default=32)
+    options = parser.parse_args()
+    print("| backend | batch | way | seconds | MiB | gradients differ by |\n|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for backend in options.backends.split(","):
+            for batch in map(int, options.batches.split(",")):
+                for way in WAYS:
+                    updates = Path(folder) / f"{way}.npz"
+                    command = [sys.executable, __file__, "--measure", way, str(batch), str(options.image_size), updates]
+                    environment = {**os.environ, "KERAS_BACKEND": backend}
+                    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+                    if done.returncode:
+                        reason = (done.stderr.strip() or "killed").splitlines()[-1]
+                        print(f"| {backend} | {batch:,} | {way} | fails: {reason[:80]} | | |", flush=True)
+                        continue
+                    seconds, mib = json.loads(done.stdout.splitlines()[-1])
+                    same = f"{difference(updates, Path(folder) / 'at once.npz'):.0e}" if way != "at once" else ""
+                    print(f"| {backend} | {batch:,} | {way} | {seconds:.1f} | {mib:,.0f} | {same} |", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    else:
+        main()
