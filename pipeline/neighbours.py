@@ -10,12 +10,13 @@ from pipeline import system_memory
 
 MANY_PAIRS = 2**30  # of references and queries, from which on faiss searches
 SPARE, BLOCK = 16, 256  # neighbours that faiss finds beyond those that are wanted; queries that are compared at once
+MOST_ON_GPU = 2048  # neighbours that faiss finds on a GPU
 
 
 def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
     """Finds the nearest references of each query by Euclidean distance, exactly.
 
-    Many are searched by faiss, where it is installed.
+    Many are searched by faiss, where it is installed, on all GPUs that it has been built for.
 
     Args:
         references: floats, shape `(n_references, embedding_size)`.
@@ -67,9 +68,10 @@ def _by_faiss(references, queries, neighbours):
     # to their mean, finds some more than are wanted, and the distances are then computed from differences.
     mean = references.mean(axis=0, dtype="float64").astype("float32")
     count = min(neighbours + SPARE, len(references))
-    _, found = faiss.knn(
-        np.subtract(queries, mean, dtype="float32"), np.subtract(references, mean, dtype="float32"), count
-    )
+    centred = [np.subtract(each, mean, dtype="float32") for each in (queries, references)]
+    found = _found_on_gpus(*centred, count) if faiss.get_num_gpus() and count <= MOST_ON_GPU else None
+    if found is None:
+        _, found = faiss.knn(*centred, count)
     distances = np.empty(found.shape)  # shape (n_queries, count)
     for start in range(0, len(queries), BLOCK):
         part = slice(start, start + BLOCK)
@@ -77,6 +79,21 @@ def _by_faiss(references, queries, neighbours):
         distances[part] = np.sqrt(np.einsum("nkd,nkd->nk", differences, differences))
     order = np.lexsort((found, distances), axis=1)[:, :neighbours]
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(found, order, axis=1)
+
+
+def _found_on_gpus(queries, references, count):
+    """Indices of the nearest references, which all GPUs share; None if their memory is too small."""
+    import faiss
+
+    options = faiss.GpuMultipleClonerOptions()
+    options.shard = True
+    try:
+        index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(references.shape[1]), options)
+        index.add(references)
+        return index.search(queries, count)[1]
+    except RuntimeError as error:
+        print(f"faiss searches on the CPU, since it failed on the GPUs: {str(error).strip().splitlines()[-1][:200]}")
+        return None
 
 
 def vote(distances: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Nearest references, votes and scores against plain loops in float64 and hand-computed values."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,12 +55,27 @@ def random_data(seed, n_queries=25):
     return references, reference_labels, queries, query_labels
 
 
-@pytest.fixture(params=["scikit-learn", "faiss"])
+@pytest.fixture(params=["scikit-learn", "faiss", "faiss on GPUs", "faiss on GPUs that are full"])
 def search(request, monkeypatch):
-    """Either way of searching."""
-    if request.param == "faiss":
-        pytest.importorskip("faiss")
-        monkeypatch.setattr(nearest_neighbours, "MANY_PAIRS", 0)
+    """Each way of searching. The GPUs are two parts of an index that faiss divides as it does between GPUs."""
+    if request.param == "scikit-learn":
+        return
+    faiss = pytest.importorskip("faiss")
+    monkeypatch.setattr(nearest_neighbours, "MANY_PAIRS", 0)
+
+    def divided(index, options):
+        if request.param.endswith("full"):
+            raise RuntimeError("out of memory")
+        assert options.shard
+        shards = faiss.IndexShards(index.d, True, True)
+        for _ in range(2):
+            shards.add_shard(faiss.IndexFlatL2(index.d))
+        return shards
+
+    if "GPUs" in request.param:
+        monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
+        monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
+        monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", divided)
 
 
 @pytest.mark.usefixtures("search")
