@@ -1,42 +1,51 @@
-"""Time and exactness of the nearest-neighbour search, compared with faiss in the same run.
+"""Time, memory and exactness of the nearest-neighbour search, by scikit-learn and by faiss, in turns.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/nearest_neighbours.py
+    python benchmarks/nearest_neighbours.py --references 1000000 --neighbours 5 --turns 1
 
-There are as many references and queries as CIFAR-10 has training and test images: unit vectors around ten class
-centres. The searches take turns; a time is the median of the turns, and includes building the index. The project uses
-`pipeline.neighbours.nearest`, which is scikit-learn's `NearestNeighbors` by brute force; scikit-learn's ball tree is
-measured too. The oracle computes all distances in float64, from differences, not products.
-
-Writes a table, `benchmarks/results/nearest_neighbours.md`.
+By default there are as many references and queries as CIFAR-10 has training and test images: unit vectors around ten
+class centres. The project's `nearest` takes scikit-learn, or faiss where that is installed and pairs are many. Both
+ways are measured, and the bare `faiss.IndexFlatL2`. A time is the median of the turns, and includes building the index;
+memory is what the search adds at its highest, on Linux. The oracle computes distances in float64, from differences, not
+products.
 """
 
+import argparse
 import os
 import platform
+import re
 import statistics
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import faiss
 import numpy as np
 from scipy.spatial.distance import cdist
-from sklearn.neighbors import NearestNeighbors
 
-from pipeline.neighbours import nearest
+from pipeline import neighbours as project
 
-REFERENCES, QUERIES, EMBEDDING_SIZE, CLASSES, TURNS = 50_000, 10_000, 128, 10, 5
-CHECKED = 1_000  # queries that are compared with the oracle
-TREE_QUERIES = 500  # the tree is measured on so many queries, and its time scaled up
+EMBEDDING_SIZE, CLASSES = 128, 10
+CHECKED_PAIRS = 2**26  # queries times references that are compared with the oracle
 
 
 def embeddings(count, centres, generator):
     points = centres[generator.integers(0, CLASSES, count)] + generator.normal(0, 0.08, (count, EMBEDDING_SIZE))
     return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype("float32")
+
+
+def by_project(many_pairs):
+    """The project's search, which takes faiss from so many pairs on."""
+
+    def search(references, queries, k):
+        project.MANY_PAIRS = many_pairs
+        return project.nearest(references, queries, k)
+
+    return search
 
 
 def by_faiss(references, queries, k):
@@ -46,55 +55,58 @@ def by_faiss(references, queries, k):
     return np.sqrt(np.maximum(squared, 0)), indices
 
 
-def by_ball_tree(references, queries, k):
-    return NearestNeighbors(n_neighbors=k, algorithm="ball_tree").fit(references).kneighbors(queries)
+def mib(key):
+    return int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def measured(search, *arguments):
+    """The result, seconds, and the MiB of memory that it adds at its highest."""
+    Path("/proc/self/clear_refs").write_text("5")  # the highest memory so far is forgotten
+    before, start = mib("VmRSS"), time.perf_counter()
+    result = search(*arguments)
+    return result, time.perf_counter() - start, mib("VmHWM") - before
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--references", type=int, default=50_000)
+    parser.add_argument("--queries", type=int, default=10_000)
+    parser.add_argument("--neighbours", default="1,5,20")
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
     generator = np.random.default_rng(0)
     centres = generator.normal(0, 0.1, (CLASSES, EMBEDDING_SIZE))
-    references, queries = (embeddings(count, centres, generator) for count in (REFERENCES, QUERIES))
-    exact = cdist(queries[:CHECKED].astype("float64"), references.astype("float64"))  # shape (CHECKED, REFERENCES)
-
-    rows = ["| k | search | seconds | times the project's | same neighbours as the oracle | distances differ by |"]
-    rows.append("|---" * 6 + "|")
-    for k in (1, 5, 20):
-        order = np.argsort(exact, axis=1)[:, :k]
-        nearest_exact = np.take_along_axis(exact, order, axis=1)
-        searches = {"the project (scikit-learn, brute force)": nearest, "faiss-cpu IndexFlatL2": by_faiss}
-        seconds, results = {name: [] for name in searches}, {}
-        for _ in range(TURNS):
-            for name, search in searches.items():
-                start = time.perf_counter()
-                results[name] = search(references, queries, k)
-                seconds[name].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        tree = by_ball_tree(references, queries[:TREE_QUERIES], k)
-        seconds["scikit-learn, ball tree"] = [(time.perf_counter() - start) * QUERIES / TREE_QUERIES]
-        results["scikit-learn, ball tree"] = tree
-        ours = statistics.median(seconds["the project (scikit-learn, brute force)"])
-        for name, (distances, indices) in results.items():
-            checked = min(CHECKED, len(indices))
-            same = np.mean(indices[:checked] == order[:checked])
-            difference = np.abs(distances[:checked] - nearest_exact[:checked]).max()
-            median = statistics.median(seconds[name])
-            rows.append(f"| {k} | {name} | {median:.2f} | {median / ours:.2f} | {same:.2%} | {difference:.0e} |")
-            print(rows[-1], flush=True)
+    references, queries = (embeddings(count, centres, generator) for count in (options.references, options.queries))
+    checked = min(1_000, len(queries), max(1, CHECKED_PAIRS // len(references)))
+    exact = cdist(queries[:checked].astype("float64"), references.astype("float64"))  # shape (checked, n_references)
 
     packages = ", ".join(f"{name} {version(name)}" for name in ("scikit-learn", "faiss-cpu", "numpy"))
-    text = "\n".join(
-        [
-            "`python benchmarks/nearest_neighbours.py`: time and exactness of the nearest-neighbour search.",
-            "",
-            f"{os.cpu_count()} CPU cores, {platform.machine()}; {packages}; {REFERENCES:,} references, {QUERIES:,} "
-            f"queries, {EMBEDDING_SIZE} dimensions, float32. Neighbours are compared for {CHECKED:,} queries, the "
-            f"tree's for {TREE_QUERIES:,}, from which its time is scaled up.",
-            "",
-            *rows,
-        ]
+    print(
+        f"{os.cpu_count()} CPU cores, {platform.machine()}; {packages}; {len(references):,} references, "
+        f"{len(queries):,} queries, {EMBEDDING_SIZE} dimensions, float32; {checked:,} compared with the oracle\n"
     )
-    (FOLDER / "results").mkdir(exist_ok=True)
-    (FOLDER / "results" / "nearest_neighbours.md").write_text(text + "\n", encoding="utf-8")
+    print("| k | search | seconds | times scikit-learn's | MiB | same neighbours as the oracle | distances differ by |")
+    print("|---" * 7 + "|")
+    searches = {
+        "the project, scikit-learn": by_project(float("inf")),
+        "the project, faiss": by_project(0),
+        "faiss.IndexFlatL2": by_faiss,
+    }
+    for k in map(int, options.neighbours.split(",")):
+        order = np.argsort(exact, axis=1)[:, :k]
+        nearest_exact = np.take_along_axis(exact, order, axis=1)
+        seconds, memory, results = ({name: [] for name in searches} for _ in range(3))
+        for _ in range(options.turns):
+            for name, search in searches.items():
+                results[name], *figures = measured(search, references, queries, k)
+                for each, figure in zip((seconds, memory), figures, strict=True):
+                    each[name].append(figure)
+        for name, (distances, indices) in results.items():
+            median, highest = statistics.median(seconds[name]), max(memory[name])
+            ratio = median / statistics.median(seconds["the project, scikit-learn"])
+            same = np.mean(indices[:checked] == order)
+            difference = np.abs(distances[:checked] - nearest_exact).max()
+            print(f"| {k} | {name} | {median:.2f} | {ratio:.2f} | {highest:,.0f} | {same:.2%} | {difference:.0e} |")
 
 
 if __name__ == "__main__":

@@ -227,6 +227,7 @@ def test_an_unfinished_run_is_not_resumed_with_other_images_weights_backend_or_p
     assert (tmp_path / "run" / "constants.json").read_text() == text
 
 
+@pytest.mark.slow
 @one_process
 def test_a_repeated_and_interrupted_run_ends_with_the_same_bytes(finished, repeated):
     place, _ = finished
@@ -245,6 +246,7 @@ def test_a_repeated_and_interrupted_run_ends_with_the_same_bytes(finished, repea
     assert changed_constants(constants_of(run), constants_of(second)) == {"RUN_FOLDER", "DATASET"}
 
 
+@pytest.mark.slow
 @one_process
 def test_a_finished_run_is_overwritten_by_a_later_one_from_an_earlier_model(finished, repeated):
     """The later run is the earlier one with another WEIGHTS alone, so it starts where that ended."""
@@ -292,6 +294,7 @@ def test_the_merge_loss_trains_and_predicts_on_a_folder_split_by_its_owner(tmp_p
     assert {"AUROC", "known rejected", "unknown rejected"} <= set(scores["unknown images"])
 
 
+@pytest.mark.slow
 def test_a_run_whose_test_classes_are_all_held_out(tmp_path):
     """The usual protocol of metric learning; with a network of the user's."""
     small_conv_net((3, 16, 16)).save(tmp_path / "own.keras")

@@ -46,6 +46,7 @@ class Page:
     ):
         self.folder, self.constants, self.environment = folder, constants, environment
         self.data, self.controls, self.seconds = data, controls, seconds
+        self._drawn = None  # the history whose curves are drawn
 
     def write_progress(self, history: dict[str, list[float]]) -> None:
         """Writes what is known during training: the curves, and what triplet loss is compared with.
@@ -133,8 +134,9 @@ class Page:
 
     def _curves(self, history):
         path = self.folder / "training_curves.png"
-        if history.get("val_accuracy"):
+        if history.get("val_accuracy") and history != self._drawn:
             figures.training_curves(history, path)
+            self._drawn = history
         return sections.curves(history, path)
 
     def _summary(self):
