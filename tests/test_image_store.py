@@ -13,7 +13,7 @@ from PIL import Image
 from processes import run_python
 
 from pipeline import system_memory
-from pipeline.data import image_files, image_store
+from pipeline.data import cache_folders, image_files, image_store
 from pipeline.data.image_files import read_data_set
 from pipeline.data.image_store import Place
 from pipeline.errors import InputError
@@ -145,7 +145,7 @@ def test_an_interrupted_run_continues_where_it_was(tmp_path, counted, monkeypatc
     assert len(counted) == len(paths) + len(paths) - 12  # all for the comparison; the first three chunks were saved
 
 
-@pytest.mark.parametrize("name", [image_store.PIXELS, image_store.RECORDS, image_store.STATE])
+@pytest.mark.parametrize("name", [cache_folders.PIXELS, cache_folders.RECORDS, cache_folders.STATE])
 @pytest.mark.parametrize("damage", ["missing", "short", "changed"])
 def test_a_corrupt_cache_is_written_again(name, damage, tmp_path):
     paths = save(tmp_path / "images", 9)
@@ -181,24 +181,24 @@ def test_data_sets_that_were_not_used_for_longest_make_room_for_others(tmp_path,
     folders = [folder_of(paths, (16, 16), "scale", str(cache)) for paths in sets]
     for number, paths in enumerate(sets[:3]):
         on_disk(paths, cache)  # 31,488 bytes of pixels, 40 KiB on the disk
-        os.utime(folders[number] / image_store.LOCK, (number + 1, number + 1))
+        os.utime(folders[number] / cache_folders.LOCK, (number + 1, number + 1))
     on_disk(sets[0], cache)  # used again
     for lock in image_store._in_use.values():
         lock.close()
     (cache / "of somebody else").mkdir()
-    (cache / "of somebody else" / image_store.LOCK).touch()
-    monkeypatch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=140_000))
+    (cache / "of somebody else" / cache_folders.LOCK).touch()
+    monkeypatch.setattr(cache_folders.shutil, "disk_usage", lambda path: SimpleNamespace(free=140_000))
     capsys.readouterr()
     on_disk(sets[3], cache)
     assert [folder.exists() for folder in folders] == [True, False, True, True]
-    assert (cache / "of somebody else" / image_store.LOCK).exists()
+    assert (cache / "of somebody else" / cache_folders.LOCK).exists()
     assert capsys.readouterr().out.count("Removing the decoded images of another data set") == 1
 
 
 def test_what_another_process_uses_is_not_removed(tmp_path, monkeypatch):
     used, paths = save(tmp_path / "images", 40), save(tmp_path / "others", 40, seed=1)
     on_disk(used, tmp_path / "cache")
-    monkeypatch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=40_000))
+    monkeypatch.setattr(cache_folders.shutil, "disk_usage", lambda path: SimpleNamespace(free=40_000))
     on_disk(paths, tmp_path / "cache")
     assert folder_of(used, (16, 16), "scale", str(tmp_path / "cache")).exists()
     in_memory = read_data_set(used, 16, "scale")
@@ -210,11 +210,11 @@ def test_what_another_process_writes_is_not_removed(tmp_path, monkeypatch):
     writing, paths = save(tmp_path / "images", 40), save(tmp_path / "others", 40, seed=1)
     cache = tmp_path / "cache"
     store = Place(writing, "scale", "disk", str(cache)).opened((16, 16))
-    monkeypatch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=40_000))
+    monkeypatch.setattr(cache_folders.shutil, "disk_usage", lambda path: SimpleNamespace(free=40_000))
     on_disk(paths, cache)
     store.finish(None)
     store.close()
-    assert all(image_store.is_complete(folder) for folder in cache.iterdir()) and len(list(cache.iterdir())) == 2
+    assert all(cache_folders.is_complete(folder) for folder in cache.iterdir()) and len(list(cache.iterdir())) == 2
 
 
 def test_a_folder_that_is_removed_while_another_process_waits_for_it_is_made_again(tmp_path, monkeypatch):
@@ -234,17 +234,30 @@ def test_a_failed_start_leaves_nothing_locked(tmp_path, monkeypatch):
     """In a notebook, whose traceback keeps everything alive."""
     paths = save(tmp_path / "images", 9)
     with monkeypatch.context() as patch:
-        patch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        patch.setattr(cache_folders.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
         with pytest.raises(InputError) as kept:
             on_disk(paths, tmp_path / "cache")
     assert_same(on_disk(paths, tmp_path / "cache"), read_data_set(paths, 16, "scale"))
     assert "CACHE_FOLDER" in str(kept.value)
 
 
+def test_a_limit_of_virtual_memory_is_named(tmp_path, monkeypatch):
+    """As under `ulimit -v`, where a file cannot be mapped into memory though the disk has room."""
+    paths = save(tmp_path / "images", 9)
+
+    def refused(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(image_store.np, "memmap", refused)
+    with pytest.raises(InputError, match=r"virtual memory \(`ulimit -v`\)") as error:
+        on_disk(paths, tmp_path / "cache")
+    assert "CACHE_FOLDER" not in str(error.value)
+
+
 def test_corrupt_pixels_are_found_again_if_their_repair_was_interrupted(tmp_path, monkeypatch):
     paths = save(tmp_path / "images", 9)
     on_disk(paths, tmp_path / "cache")
-    pixels = folder_of(paths, (16, 16), "scale", str(tmp_path / "cache")) / image_store.PIXELS
+    pixels = folder_of(paths, (16, 16), "scale", str(tmp_path / "cache")) / cache_folders.PIXELS
     pixels.write_bytes(bytes(len(pixels.read_bytes())))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(image_store.Disk, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -256,7 +269,7 @@ def test_corrupt_pixels_are_found_again_if_their_repair_was_interrupted(tmp_path
 @pytest.mark.parametrize("free", [0, 1000])
 def test_a_disk_that_is_too_small_is_named_with_the_space_that_is_needed(free, tmp_path, monkeypatch):
     paths = save(tmp_path / "images", 300, (80, 80))
-    monkeypatch.setattr(image_store.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(cache_folders.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     with pytest.raises(InputError, match=r"`CACHE_FOLDER` must be on a disk with enough free space.* 4 MiB"):
         on_disk(paths, tmp_path / "cache", 64)
 

@@ -6,16 +6,15 @@ import hashlib
 import json
 import math
 import os
-import re
-import shutil
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipeline import downloads, files, system_memory
+from pipeline.data import cache_folders
+from pipeline.data.cache_folders import LOCK, PIXELS, RECORDS, STATE
 from pipeline.data.pixels import digest
 from pipeline.errors import InputError
 
@@ -23,7 +22,6 @@ READ, UNREADABLE = 1, 2  # states of an image, 0 until it is decoded
 RECORD = np.dtype(
     [("state", "u1"), ("digest", "S16"), ("is_reduced", "?"), ("is_wide", "?"), ("low", "<f8"), ("high", "<f8")]
 )
-PIXELS, RECORDS, STATE, LOCK = "pixels", "records", "state.json", "lock"  # the files of a data set in the cache
 _in_use = {}  # path of a folder of the cache -> the open file of its lock, while this process uses its images
 CHECKED = 64  # images whose checksums are compared when a file is found again
 
@@ -93,23 +91,23 @@ class Disk(Memory):
         if earlier:
             earlier.close()
         try:
-            if not (is_complete(folder) and self._opened(count, size, shared=True)):
+            if not (cache_folders.is_complete(folder) and self._opened(count, size, shared=True)):
                 self._opened(count, size, shared=False)
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise cache_folders.unwritable(folder, error) from error
 
     def _opened(self, count, size, shared):
         """Opens the folder, alone or, if all images are there, with others; returns whether that was possible."""
         with contextlib.ExitStack() as entered:
-            self.lock = entered.enter_context(_locked(self.folder, shared))
+            self.lock = entered.enter_context(cache_folders.locked(self.folder, shared))
             self.is_complete = self._read_state(count)
             if shared and not self.is_complete:
                 return False
             if not shared:
                 if not self.is_complete:
-                    _make_room(self.folder, count * self.size_of_image)
+                    cache_folders.make_room(self.folder, count * self.size_of_image)
                 (self.folder / PIXELS).touch()
             self.file = entered.enter_context(open(self.folder / PIXELS, "r+b", buffering=0))
             if not shared:
@@ -132,7 +130,7 @@ class Disk(Memory):
                 while left:
                     left = left[self.file.write(left) :]
         except OSError as error:
-            raise _unwritable(self.folder, error) from error
+            raise cache_folders.unwritable(self.folder, error) from error
 
     def save(self, numbers: Sequence[int]) -> None:
         first, last = numbers[0], numbers[-1] + 1
@@ -144,20 +142,20 @@ class Disk(Memory):
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise _unwritable(self.folder, error) from error
+            raise cache_folders.unwritable(self.folder, error) from error
 
     def finish(self, value_range: tuple[float, float] | None) -> None:
         try:
             with files.open_atomic(self.folder / STATE) as file:
                 file.write(json.dumps({"value range": value_range}).encode())
         except OSError as error:
-            raise _unwritable(self.folder, error) from error
+            raise cache_folders.unwritable(self.folder, error) from error
         super().finish(value_range)
 
     def remove(self) -> None:
         del self.array  # on Windows a file that is mapped cannot be removed
         self.file.close()
-        _remove(self.folder, self.lock)
+        cache_folders.remove(self.folder, self.lock)
 
     def close(self) -> None:
         self.file.close()
@@ -253,122 +251,18 @@ class Place:
             InputError: if there is not enough space.
         """
         count = len(self.paths)
-        what, space = f"{count:,} images at {size[0]}×{size[1]} pixels", _space(_bytes(count, size))
+        what, space = f"{count:,} images at {size[0]}×{size[1]} pixels", cache_folders.space(_bytes(count, size))
         if not self.is_disk(size):
             print(f"Reading {what}: {space} of memory")
             return Memory(count, size)
         folder = self.folder(size)
-        if is_complete(folder):
+        if cache_folders.is_complete(folder):
             print(f"Found {what}, decoded by an earlier run: {space} on disk, in {folder}")
         else:
             print(f"Reading {what}: {space} on disk, in {folder}")
         return Disk(folder, count, size)
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether a folder of the cache has all of its images."""
-    return (folder / STATE).exists()
-
-
-def _locked(folder, shared=False, waits=True):
-    """The open file of a folder's lock, or None if another process has locked it and nobody waits."""
-    announced = False
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            file = open(folder / LOCK, "a+b")
-        except FileNotFoundError:  # another process has removed the folder
-            continue
-        try:
-            if not files.lock(file, shared) and not waits:
-                file.close()  # there are no locks here: another process may write into the folder
-                return None
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
-                return file
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            if not waits:
-                file.close()
-                return None
-            if not announced:
-                print(f"Waiting for another process, which is reading the same images into {folder}")
-            announced = True
-            time.sleep(1)
-        file.close()
-
-
-def _remove(folder, lock):
-    """Removes a data set whose lock is held: its own files alone, the lock last."""
-    for name in (PIXELS, STATE, RECORDS):
-        with contextlib.suppress(FileNotFoundError):
-            (folder / name).unlink()
-    with contextlib.suppress(OSError):  # on Windows, an open file cannot be removed
-        (folder / LOCK).unlink()
-    lock.close()
-    with contextlib.suppress(OSError):
-        if os.name != "posix":
-            (folder / LOCK).unlink(missing_ok=True)
-        folder.rmdir()
-
-
-def _make_room(folder, needed):
-    """Removes other data sets, the one not used for longest first, until the cache leaves half of the disk free.
-
-    Half of what would be free without the cache; what only just fits on the disk is accepted too. What another process
-    writes or uses stays.
-    """
-    others = sorted((used, each) for each in folder.parent.iterdir() if each != folder and (used := _last_used(each)))
-    sizes = [_taken(each) for _, each in others]
-    free = shutil.disk_usage(folder).free + _taken(folder)
-    if needed > free + sum(sizes):
-        others = []  # which would not help
-    for place, (_, oldest) in enumerate(others):
-        kept = sum(sizes[place:])
-        if needed + kept <= (free + kept) / 2:
-            break
-        if lock := _locked(oldest, waits=False):
-            print(f"Removing the decoded images of another data set, {_space(sizes[place])}: {oldest}")
-            with contextlib.suppress(OSError):
-                _remove(oldest, lock)
-            free += sizes[place] - _taken(oldest)
-    if needed > free:
-        raise InputError(
-            f"`CACHE_FOLDER` must be on a disk with enough free space for the decoded images, {_space(needed)}, or "
-            f"IMAGE_SIZE smaller. Received: {str(folder.parent)!r}, with {_space(free)} free"
-        )
-
-
-def _last_used(folder):
-    """When a data set was last used; 0 if the folder is not one of this cache."""
-    if not re.fullmatch("[0-9a-f]{24}", folder.name) or not (folder / RECORDS).exists():
-        return 0
-    with contextlib.suppress(OSError):
-        return (folder / LOCK).stat().st_mtime
-    return 0
-
-
 def _bytes(count, size):
     """What the pixels of images take."""
     return 3 * math.prod(size) * count
-
-
-def _taken(folder):
-    """Bytes of disk that the files of a folder take."""
-    taken = 0
-    with contextlib.suppress(OSError):  # removed meanwhile, or of another user
-        for path in folder.iterdir():
-            status = path.stat()
-            taken += status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
-    return taken
-
-
-def _unwritable(folder, error):
-    return InputError(
-        "`CACHE_FOLDER` must be a writable folder on a disk with free space, to keep the decoded images. Received: "
-        f"{str(folder.parent)!r} ({error})"
-    )
-
-
-def _space(size):
-    return f"{size / 2**20:,.0f} MiB" if size < 10 * 2**30 else f"{size / 2**30:,.0f} GiB"
