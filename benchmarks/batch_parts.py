@@ -10,7 +10,7 @@ differentiate such a loop, so there and on PyTorch the step has each part by its
 is frozen, as with pre-trained weights, so that the gradients are those of the batch at once, which the table compares.
 
 Each measurement has its own process, on Linux. Time is that of the second step, memory what both add at their highest.
-On a GPU, memory is that of the device, as JAX and PyTorch count it.
+On a GPU, memory is that of the device, as JAX and PyTorch count it; it has not been run on one.
 """
 
 import argparse
@@ -65,21 +65,24 @@ def trained_model(way, parts, image_size):
     return model, keras.Model(model.inputs, embeddings)
 
 
-def highest_mib():
-    """The highest memory of this process so far, on the GPU if there is one."""
+def mib(is_highest):
+    """The memory of this process, now or at its highest since it was measured last, on the GPU if there is one."""
     import keras
 
     if keras.backend.backend() == "torch":
         import torch
 
         if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated() / 2**20
+            return (torch.cuda.max_memory_allocated() if is_highest else torch.cuda.memory_allocated()) / 2**20
     if keras.backend.backend() == "jax":
         import jax
 
         if statistics := jax.devices()[0].memory_stats():
-            return statistics["peak_bytes_in_use"] / 2**20
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+            return statistics["peak_bytes_in_use" if is_highest else "bytes_in_use"] / 2**20
+    key = "VmHWM" if is_highest else "VmRSS"
+    found = int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+    Path("/proc/self/clear_refs").write_text("5")  # the highest memory so far is forgotten
+    return found
 
 
 def measure(way, batch, image_size, updates):
@@ -98,12 +101,12 @@ def measure(way, batch, image_size, updates):
     images = np.random.default_rng(0).integers(0, 256, (batch, 3, 32, 32)).astype("uint8")
     labels = np.arange(batch) % 8
     weights = model.trainable_variables
-    before, idle = [np.array(keras.ops.convert_to_numpy(each)) for each in weights], highest_mib()
+    before, idle = [np.array(keras.ops.convert_to_numpy(each)) for each in weights], mib(is_highest=False)
     trained.train_on_batch(images, labels)
     np.savez(updates, *[keras.ops.convert_to_numpy(new) - old for new, old in zip(weights, before, strict=True)])
     start = time.perf_counter()
     trained.train_on_batch(images, labels)
-    print(json.dumps([time.perf_counter() - start, highest_mib() - idle]))
+    print(json.dumps([time.perf_counter() - start, mib(is_highest=True) - idle]))
 
 
 def difference(updates, expected):
@@ -124,7 +127,7 @@ def main():
         for backend in options.backends.split(","):
             for batch in map(int, options.batches.split(",")):
                 for way in WAYS:
-                    updates = Path(folder) / f"{way}.npz"
+                    updates = Path(folder) / f"{backend} {batch} {way}.npz"
                     command = [sys.executable, __file__, "--measure", way, str(batch), str(options.image_size), updates]
                     environment = {**os.environ, "KERAS_BACKEND": backend}
                     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -133,7 +136,8 @@ def main():
                         print(f"| {backend} | {batch:,} | {way} | fails: {reason[:80]} | | |", flush=True)
                         continue
                     seconds, mib = json.loads(done.stdout.splitlines()[-1])
-                    same = f"{difference(updates, Path(folder) / 'at once.npz'):.0e}" if way != "at once" else ""
+                    at_once = Path(folder) / f"{backend} {batch} {WAYS[0]}.npz"
+                    same = f"{difference(updates, at_once):.0e}" if way != WAYS[0] and at_once.exists() else ""
                     print(f"| {backend} | {batch:,} | {way} | {seconds:.1f} | {mib:,.0f} | {same} |", flush=True)
 
 

@@ -80,7 +80,7 @@ def main():
     checked = min(1_000, len(queries), max(1, CHECKED_PAIRS // len(references)))
     exact = cdist(queries[:checked].astype("float64"), references.astype("float64"))  # shape (checked, n_references)
 
-    packages = ", ".join(f"{name} {version(name)}" for name in ("scikit-learn", "faiss-cpu", "numpy"))
+    packages = f"scikit-learn {version('scikit-learn')}, faiss {faiss.__version__}, numpy {np.__version__}"
     print(
         f"{os.cpu_count()} CPU cores, {platform.machine()}; {packages}; {len(references):,} references, "
         f"{len(queries):,} queries, {EMBEDDING_SIZE} dimensions, float32; {checked:,} compared with the oracle\n"

@@ -63,10 +63,11 @@ class EmbeddingTable:
         self.number = max(numbers) + 1
 
     def _open(self, path, rule):
-        table = parquet.read_table(path)
-        if (table.schema.metadata or {}).get(RUN) != self.run:
+        if (parquet.read_schema(path).metadata or {}).get(RUN) != self.run:
             raise InputError(f"{rule}. Received: {path}, of another run or of a changed one")
+        table = parquet.read_table(path, columns=["path", "error"])  # embeddings of millions take gigabytes
         if table["error"].null_count < len(table):
+            table = parquet.read_table(path)
             table = table.filter(compute.is_null(table["error"]))
             with files.atomic_path(path) as written:
                 parquet.write_table(table, written)

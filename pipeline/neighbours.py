@@ -27,7 +27,7 @@ def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tup
         Tuple of distances and indices of references, nearest first, both of shape `(n_queries, neighbours)`.
 
     Raises:
-        ValueError: if `neighbours` is below 1 or above the number of references.
+        ValueError: if `neighbours` is below 1 or above the number of references, or embeddings are not finite.
     """
     check_neighbours(neighbours, references)
     if _uses_faiss(references, queries):
@@ -64,14 +64,17 @@ def _by_faiss(references, queries, neighbours):
     """As `nearest`. Of equally near references, those with the smaller indices come first."""
     import faiss
 
+    if not (np.isfinite(references).all() and np.isfinite(queries).all()):
+        raise ValueError("Embeddings must be finite.")
     # It subtracts large numbers in float32 where vectors are far from 0 and near each other. So it gets them relative
     # to their mean, finds some more than are wanted, and the distances are then computed from differences.
     mean = references.mean(axis=0, dtype="float64").astype("float32")
     count = min(neighbours + SPARE, len(references))
-    centred = [np.subtract(each, mean, dtype="float32") for each in (queries, references)]
-    found = _found_on_gpus(*centred, count) if faiss.get_num_gpus() and count <= MOST_ON_GPU else None
+    centred = np.subtract(references, mean, dtype="float32")
+    both = centred if queries is references else np.subtract(queries, mean, dtype="float32"), centred
+    found = _found_on_gpus(*both, count) if faiss.get_num_gpus() and count <= MOST_ON_GPU else None
     if found is None:
-        _, found = faiss.knn(*centred, count)
+        _, found = faiss.knn(*both, count)
     distances = np.empty(found.shape)  # shape (n_queries, count)
     for start in range(0, len(queries), BLOCK):
         part = slice(start, start + BLOCK)

@@ -83,9 +83,10 @@ def embedded(run_folder: str, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     machines = sum(node["Alive"] for node in ray.nodes())
     # Without a GPU, a worker computes on all cores, whatever Ray counts: half a core leaves Ray some for its own tasks.
     needs = {"num_gpus": 1} if gpus else {"num_cpus": 0.5, "scheduling_strategy": "SPREAD"}
-    workers = min(gpus or machines, -(-len(paths) // BATCH))
+    items, blocks = [{"path": os.fsencode(path)} for path in paths], -(-len(paths) // BATCH)
+    workers = min(gpus or machines, blocks)
     print(f"{workers} of {gpus} GPUs" if gpus else f"{workers} machines without GPUs")
-    found = ray.data.from_items([{"path": os.fsencode(path)} for path in paths]).map_batches(
+    found = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
         Worker,
         fn_constructor_args=[os.path.abspath(run_folder)],
         batch_size=BATCH,

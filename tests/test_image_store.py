@@ -1,6 +1,7 @@
 """Decoded images on disk: the same as in memory, found again, resumed, bounded, and never mixed up."""
 
 import errno
+import gc
 import os
 import sys
 import threading
@@ -27,15 +28,6 @@ def save(folder, count, size=(20, 20), seed=0):
         Image.fromarray(generator.integers(0, 256, (*size, 3), "uint8")).save(path)
     (folder / "no image.png").write_text("no image")
     return [*paths, folder / "no image.png"]
-
-
-@pytest.fixture(autouse=True)
-def new_process():
-    """As if no image were in use by an earlier run of this process."""
-    yield
-    for lock in image_store._in_use.values():
-        lock.close()
-    image_store._in_use.clear()
 
 
 @pytest.fixture
@@ -159,7 +151,9 @@ def test_a_corrupt_cache_is_written_again(name, damage, tmp_path):
     assert_same(on_disk(paths, tmp_path / "cache"), read_data_set(paths, 16, "scale"))
 
 
-def test_a_second_process_waits_for_the_first_one(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("is_complete", [False, True], ids=["stopped", "complete"])
+def test_a_second_process_waits_until_the_first_one_has_read_the_images(is_complete, tmp_path, capsys, monkeypatch):
+    """And no longer: the first one trains on them, while the second one finds them complete."""
     monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.01))
     paths, results = save(tmp_path / "images", 9), []
     first = Place(paths, "scale", "disk", str(tmp_path / "cache")).opened((16, 16))
@@ -170,9 +164,18 @@ def test_a_second_process_waits_for_the_first_one(tmp_path, capsys, monkeypatch)
         other.join(0.1)
         printed += capsys.readouterr().out
     assert not results and other.is_alive()
+    expected = read_data_set(paths, 16, "scale")
+    if is_complete:
+        for number, pixels in enumerate(expected.images[:-1]):
+            first.write(number, pixels)
+            first.records[number] = (image_store.READ, expected.digests[number], False, False, 0, 0)
+        first.save([0, len(paths) - 1])
+        first.finish(None)
+    trained_on = first.array
     first.close()
     other.join(30)
-    assert_same(results[0], read_data_set(paths, 16, "scale"))
+    assert_same(results[0], expected)
+    assert len(trained_on) == len(paths)
 
 
 def test_data_sets_that_were_not_used_for_longest_make_room_for_others(tmp_path, monkeypatch, capsys):
@@ -183,8 +186,7 @@ def test_data_sets_that_were_not_used_for_longest_make_room_for_others(tmp_path,
         on_disk(paths, cache)  # 31,488 bytes of pixels, 40 KiB on the disk
         os.utime(folders[number] / cache_folders.LOCK, (number + 1, number + 1))
     on_disk(sets[0], cache)  # used again
-    for lock in image_store._in_use.values():
-        lock.close()
+    gc.collect()  # now none is in use
     (cache / "of somebody else").mkdir()
     (cache / "of somebody else" / cache_folders.LOCK).touch()
     monkeypatch.setattr(cache_folders.shutil, "disk_usage", lambda path: SimpleNamespace(free=140_000))
@@ -197,13 +199,19 @@ def test_data_sets_that_were_not_used_for_longest_make_room_for_others(tmp_path,
 
 def test_what_another_process_uses_is_not_removed(tmp_path, monkeypatch):
     used, paths = save(tmp_path / "images", 40), save(tmp_path / "others", 40, seed=1)
-    on_disk(used, tmp_path / "cache")
+    kept = on_disk(used, tmp_path / "cache").images[:2]
     monkeypatch.setattr(cache_folders.shutil, "disk_usage", lambda path: SimpleNamespace(free=40_000))
     on_disk(paths, tmp_path / "cache")
     assert folder_of(used, (16, 16), "scale", str(tmp_path / "cache")).exists()
     in_memory = read_data_set(used, 16, "scale")
     assert_same(on_disk(used, tmp_path / "cache"), in_memory)  # two runs may use the same images
     assert_same(on_disk(used, tmp_path / "cache"), in_memory)
+    del kept  # as after an earlier cell of a notebook
+    gc.collect()
+    folder = folder_of(used, (16, 16), "scale", str(tmp_path / "cache"))
+    os.utime(folder / cache_folders.LOCK, (1, 1))
+    on_disk(save(tmp_path / "more", 40, seed=2), tmp_path / "cache")
+    assert not folder.exists()
 
 
 def test_what_another_process_writes_is_not_removed(tmp_path, monkeypatch):
@@ -239,6 +247,26 @@ def test_a_failed_start_leaves_nothing_locked(tmp_path, monkeypatch):
             on_disk(paths, tmp_path / "cache")
     assert_same(on_disk(paths, tmp_path / "cache"), read_data_set(paths, 16, "scale"))
     assert "CACHE_FOLDER" in str(kept.value)
+
+
+def test_no_images_need_no_file(tmp_path):
+    assert len(on_disk([], tmp_path / "cache").images) == 0
+
+
+def test_a_repaired_file_of_another_size_changes_the_size_of_all(tmp_path):
+    """Of complete decoded images; the repaired file has the number of bytes and the time that it had."""
+    paths, broken = save(tmp_path / "images", 9, (12, 10))[:-1], tmp_path / "images" / "no image.png"
+    Image.new("RGB", (9, 9)).save(tmp_path / "repaired.png")
+    repaired = (tmp_path / "repaired.png").read_bytes()
+    broken.write_bytes(bytes(len(repaired)))
+    paths.append(broken)
+    status = broken.stat()
+    assert on_disk(paths, tmp_path / "cache").images.shape[2:] == (12, 10)
+    broken.write_bytes(repaired)
+    os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))
+    decoded = on_disk(paths, tmp_path / "cache")
+    assert decoded.images.shape[2:] == (16, 16) and not decoded.errors
+    assert_same(decoded, read_data_set(paths, 16, "scale"))
 
 
 def test_a_limit_of_virtual_memory_is_named(tmp_path, monkeypatch):

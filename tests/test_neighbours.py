@@ -113,6 +113,15 @@ def test_each_of_many_close_vectors_is_its_own_nearest_reference():
     assert nearest(vectors, vectors, 1)[1][:, 0].tolist() == list(range(500))
 
 
+@pytest.mark.usefixtures("search")
+@pytest.mark.parametrize("place", [0, 1])
+def test_embeddings_that_are_not_finite_are_refused(place):
+    both = [np.ones((5, 3), "float32"), np.ones((4, 3), "float32")]
+    both[place][1, 1] = np.nan
+    with pytest.raises(ValueError, match=r"NaN|finite"):
+        nearest(*both, 2)
+
+
 @pytest.mark.parametrize("neighbours", [0, -1, 61])
 def test_fewer_than_one_and_more_neighbours_than_references_are_refused(neighbours):
     references, reference_labels, queries, query_labels = random_data(0)

@@ -5,7 +5,6 @@ import errno
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,9 +19,16 @@ def is_complete(folder: Path) -> bool:
     return (folder / STATE).exists()
 
 
-def locked(folder: Path, shared: bool = False, waits: bool = True) -> BinaryIO | None:
-    """The open file of a folder's lock, or None if another process has locked it and nobody waits."""
-    announced = False
+def locked(folder: Path, shared: bool = False) -> tuple[BinaryIO | None, bool]:
+    """Locks a folder, which is created if it is missing.
+
+    Args:
+        folder: path.
+        shared: bool, whether other processes may lock it as shared too.
+
+    Returns:
+        The open file of its lock, None if another process has locked it; and whether there are locks here.
+    """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -30,21 +36,14 @@ def locked(folder: Path, shared: bool = False, waits: bool = True) -> BinaryIO |
         except FileNotFoundError:  # another process has removed the folder
             continue
         try:
-            if not files.lock(file, shared) and not waits:
-                file.close()  # there are no locks here: another process may write into the folder
-                return None
+            has_locks = files.lock(file, shared)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
-                return file
+                return file, has_locks
         except FileNotFoundError:
             pass
         except BlockingIOError:
-            if not waits:
-                file.close()
-                return None
-            if not announced:
-                print(f"Waiting for another process, which is reading the same images into {folder}")
-            announced = True
-            time.sleep(1)
+            file.close()
+            return None, True
         file.close()
 
 
@@ -84,11 +83,14 @@ def make_room(folder: Path, needed: int) -> None:
         kept = sum(sizes[place:])
         if needed + kept <= (free + kept) / 2:
             break
-        if lock := locked(oldest, waits=False):
-            print(f"Removing the decoded images of another data set, {space(sizes[place])}: {oldest}")
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # of another user
+            lock, has_locks = locked(oldest)
+            if lock and has_locks:
+                print(f"Removing the decoded images of another data set, {space(sizes[place])}: {oldest}")
                 remove(oldest, lock)
-            free += sizes[place] - _taken(oldest)
+            elif lock:  # another process may write into the folder
+                lock.close()
+        free += sizes[place] - _taken(oldest)
     if needed > free:
         raise InputError(
             f"`CACHE_FOLDER` must be on a disk with enough free space for the decoded images, {space(needed)}, or "

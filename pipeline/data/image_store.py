@@ -7,6 +7,8 @@ import json
 import math
 import os
 import threading
+import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +24,7 @@ READ, UNREADABLE = 1, 2  # states of an image, 0 until it is decoded
 RECORD = np.dtype(
     [("state", "u1"), ("digest", "S16"), ("is_reduced", "?"), ("is_wide", "?"), ("low", "<f8"), ("high", "<f8")]
 )
-_in_use = {}  # path of a folder of the cache -> the open file of its lock, while this process uses its images
+_in_use = {}  # path of a folder of the cache -> its lock while this process uses the images, which is closed then
 CHECKED = 64  # images whose checksums are compared when a file is found again
 
 
@@ -87,12 +89,18 @@ class Disk(Memory):
     def __init__(self, folder: Path, count: int, size: tuple[int, int]):
         self.folder, self.size_of_image = folder, _bytes(1, size)
         self.records, self.value_range, self.mutex = np.zeros(count, RECORD), None, threading.Lock()
-        earlier = _in_use.pop(folder, None)  # of this process, such as of an earlier cell of a notebook
-        if earlier:
-            earlier.close()
+        if folder in _in_use:  # such as by an earlier cell of a notebook, for which this one must not wait
+            _in_use.pop(folder).close()
+        is_waiting = False
         try:
-            if not (cache_folders.is_complete(folder) and self._opened(count, size, shared=True)):
-                self._opened(count, size, shared=False)
+            while not (
+                (cache_folders.is_complete(folder) and self._opened(count, size, shared=True))
+                or self._opened(count, size, shared=False)
+            ):
+                if not is_waiting:
+                    print(f"Waiting for another process, which is reading the same images into {folder}")
+                is_waiting = True
+                time.sleep(1)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -101,7 +109,10 @@ class Disk(Memory):
     def _opened(self, count, size, shared):
         """Opens the folder, alone or, if all images are there, with others; returns whether that was possible."""
         with contextlib.ExitStack() as entered:
-            self.lock = entered.enter_context(cache_folders.locked(self.folder, shared))
+            self.lock, _ = cache_folders.locked(self.folder, shared)
+            if self.lock is None:
+                return False
+            entered.enter_context(self.lock)
             self.is_complete = self._read_state(count)
             if shared and not self.is_complete:
                 return False
@@ -153,14 +164,17 @@ class Disk(Memory):
         super().finish(value_range)
 
     def remove(self) -> None:
+        self.is_complete = False
         del self.array  # on Windows a file that is mapped cannot be removed
         self.file.close()
         cache_folders.remove(self.folder, self.lock)
 
     def close(self) -> None:
         self.file.close()
-        if self.is_complete and os.name == "posix":  # until this process ends, no other one may remove the images
-            files.lock(self.lock, shared=True)
+        if self.is_complete and os.name == "posix":  # nobody removes the images while they are used
+            with contextlib.suppress(BlockingIOError):  # another process may come first, which removes nothing
+                files.lock(self.lock, shared=True)
+            weakref.finalize(self.array.base, self.lock.close)
             _in_use[self.folder] = self.lock
         else:
             self.lock.close()
@@ -214,7 +228,7 @@ class Place:
     def is_disk(self, size: tuple[int, int]) -> bool:
         """Whether images of this height and width go to the disk."""
         is_large = self.free is not None and _bytes(len(self.paths), size) > self.free / 2
-        return self.images_in == "disk" or (self.images_in == "auto" and is_large)
+        return bool(self.paths) and (self.images_in == "disk" or (self.images_in == "auto" and is_large))
 
     def folder(self, size: tuple[int, int]) -> Path:
         """The folder of the cache for these files as images of this height and width; it need not exist."""

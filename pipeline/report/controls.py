@@ -231,6 +231,6 @@ def _large_array(shape, folder):
     except OSError as error:
         needed = f"{4 * math.prod(shape) / 2**20:,.0f} MiB"
         raise InputError(
-            f"`RUN_FOLDER` must be on a disk with {needed} of free space, for raw pixels that do not fit into memory. "
-            f"Received: {error}"
+            f"The disk of `RUN_FOLDER`, and of TMPDIR where several processes train together, must have {needed} free, "
+            f"for raw pixels that do not fit into memory. Received: {error}"
         ) from error

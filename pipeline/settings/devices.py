@@ -153,6 +153,11 @@ def distribute(wanted: str, rows: int) -> Devices:
             raise InputError(f"All processes must have equally many devices. Received: {own} here, {len(found)} in all")
         if wanted not in ("auto", str(len(found))):
             raise InputError(f'`DEVICES` must be "auto" where several processes train together. Received: {wanted}')
+        if rows % len(found):
+            raise InputError(
+                f"`CLASSES_PER_BATCH` times `IMAGES_PER_CLASS` must give a batch that the {len(found)} devices of all "
+                f"{of_processes} processes divide. Received: {rows} images or triplets in a batch"
+            )
         wanted = str(len(found))
     if wanted == "auto":
         most = 1 if found[0].startswith("cpu") else len(found)
