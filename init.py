@@ -3,7 +3,7 @@
     python init.py                                          CIFAR-10, ImageNet weights; a GPU is recommended
     python init.py --epochs 3 --mining batch_hard           override any constant below
     python init.py --dataset my_images --run-folder my_run  your own images, a folder of CLASS/IMAGE or a CSV file
-    python init.py --constants examples/digits.json         handwritten digits: no download, no GPU, one minute
+    python init.py --constants examples/digits.json         handwritten digits: no download, no GPU, 90 seconds
     python init.py --constants my_run/constants.json --margin 0.2 --run-folder second
                                                             repeat a run with one constant changed
 
@@ -125,7 +125,7 @@ def main():
         return predict(model, images)
 
     # Start or resume the run, and measure how well images are classified without training.
-    folder = run_folder.start(RUN_FOLDER, constants, OVERWRITE, sources)
+    folder = run_folder.start(RUN_FOLDER, constants, OVERWRITE, sources, parallel.count)
     backbone = keras.Model(model.inputs, model.get_layer("pooling").output)
     before = controls.measure_controls(folder, partial(predict, backbone), data, neighbours, EPOCHS, SEED)
     audit.print_audit(before.findings, data, folder / "audit.csv")
@@ -156,6 +156,7 @@ def main():
     states = {"accuracy": accuracy, "history": history, "alarms": alarms}
     checkpoints = Checkpoints(trained, metrics, batches, states, folder, CHECKPOINT_MINUTES)
     checkpoints.resume(OVERWRITE)
+    page.write_progress(history.columns())
     callbacks = [keras.callbacks.TerminateOnNaN(), TimeEstimate(batches), accuracy, alarms, history, progress]
     checkpoints.fit(EPOCHS, callbacks)
     accuracy.load_best_weights()

@@ -14,6 +14,7 @@ import json
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = ("init.py", "fine_tune_model.py", "triplet_loss_functions.py", "keras.json", "pipeline")
 SCORES = ("accuracy", "recall@1", "MAP@R")
 COMPILE = "trained.compile(keras.optimizers.Adam(learning_rate), loss, metrics=metrics)"
-SHIFT = "    count, _, height, width = images.shape\n"
+SHIFTED = "            images = images.reshape(*indices.shape, *images.shape[1:])\n"
 
 
 class Recipe:
@@ -57,8 +58,8 @@ def loss(new):
 
 
 def augmentation(code):
-    """`code` changes `images`, (n, 3, height, width), with `generator`, before the shift."""
-    return "pipeline/data/batches.py", SHIFT, code + SHIFT
+    """`code` changes `images`, (n, 3, height, width), with `generator`, after the shift."""
+    return "pipeline/data/batches.py", SHIFTED, textwrap.indent(code, 8 * " ") + SHIFTED
 
 
 CROP = """    from PIL import Image
@@ -164,12 +165,23 @@ def code_of(recipe, results, name):
     if changed != original:
         shutil.rmtree(changed, ignore_errors=True)
         shutil.copytree(original, changed)
-    for file, old, new in recipe.changes:
-        text = (changed / file).read_text()
-        if text.count(old) != 1:
-            sys.exit(f"{name}: {file} must have this text once, and has it {text.count(old)} times: {old}")
-        (changed / file).write_text(text.replace(old, new))
+    for file, text in changed_files(recipe, original).items():
+        (changed / file).write_text(text)
     return changed
+
+
+def changed_files(recipe, code):
+    """The text of each file of `code` that a recipe changes.
+
+    Raises ValueError if a text that it replaces is not there exactly once.
+    """
+    texts = {}
+    for file, old, new in recipe.changes:
+        text = texts.get(file) or (code / file).read_text()
+        if text.count(old) != 1:
+            raise ValueError(f"{file} must have this text once, and has it {text.count(old)} times: {old}")
+        texts[file] = text.replace(old, new)
+    return texts
 
 
 def _parent(path):
@@ -223,6 +235,12 @@ def main():
     chosen = [name for name in RECIPES if name.startswith(tuple(given.only.split(",")))]
     if not chosen:
         parser.error(f"no recipe's name starts with {given.only!r}")
+    code = given.results / "code" / "defaults"
+    for name in chosen:
+        try:
+            changed_files(RECIPES[name], code if code.exists() else ROOT)
+        except ValueError as error:
+            parser.error(f"{name}: {error}")
     stored = given.results / "options.json"
     if stored.exists() and (before := json.loads(stored.read_text())) != options:
         parser.error(f"{given.results} has runs with other options: {' '.join(before)}")

@@ -49,8 +49,18 @@ FILES = (
 )
 COPIED = ("constants.json", "controls.npz", "cross_entropy.npz")  # for each process that trains with the first
 RESULTS = ("embedding_model.keras", "references.npz")  # a run without them is not finished
-# Constants with which a finished model is not to be trained further: it would not fit, or has seen what is now tested.
-NEEDS_ANOTHER_START = ("DATASET", "BACKBONE", "EMBEDDING_SIZE", "HELD_OUT_CLASSES", "SEED", "TEST_FRACTION")
+# Constants that do not mean that a finished model is to be trained further: it would not fit, has seen what is now
+# tested, or is as it should be.
+NEEDS_ANOTHER_START = (
+    "CONTROL",
+    "EXPORT_EMBEDDINGS",
+    "DATASET",
+    "BACKBONE",
+    "EMBEDDING_SIZE",
+    "HELD_OUT_CLASSES",
+    "SEED",
+    "TEST_FRACTION",
+)
 ADVICE = "choose another folder with --run-folder, or replace the run with --overwrite"
 # Constants whose paths may differ between two commands of one run: `start` compares what the paths hold.
 COMPARED_BY_CONTENT = {  # and values that are no paths
@@ -58,6 +68,7 @@ COMPARED_BY_CONTENT = {  # and values that are no paths
     "WEIGHTS": ("imagenet", "none"),
     "BACKBONE": BACKBONES,
 }
+DEVICE_COUNT = "number of devices"  # in constants.json, of the last process
 FIRST_TIME = 3653 * 24 * 3600  # seconds, 1980 and a day: checkpoints and models, as zip files, know no earlier time
 
 
@@ -133,7 +144,9 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
     return "" if missing else report
 
 
-def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool, sources: dict[str, Any]) -> Path:
+def start(
+    folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool, sources: dict[str, Any], of_devices: int = 1
+) -> Path:
     """Creates a run folder, locks it against other processes, and writes the constants into it.
 
     Where several processes train together, the first alone does so. The others train in a temporary copy, in which
@@ -146,6 +159,7 @@ def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool,
             that the same command started with `overwrite`, and that is not finished, is resumed instead. A run with
             other constants that has not trained yet is removed without it.
         sources: what else the run depends on, such as a checksum of its images; the keys are names for the user.
+        of_devices: int, how many devices train; a line says so if a resumed run had another number.
 
     Returns:
         Path of the folder.
@@ -156,7 +170,7 @@ def start(folder: str | os.PathLike, constants: dict[str, Any], overwrite: bool,
     """
     sources = json.loads(json.dumps(sources))  # as they will be read again: no tuples
     if devices.processes()[0] == 0:
-        folder = _start(Path(folder), constants, overwrite, sources)
+        folder = _start(Path(folder), constants, overwrite, sources, of_devices)
         paths = [*(folder / name for name in COPIED), *checkpoint_paths(folder)]
         paths += checkpoint_paths(folder / CROSS_ENTROPY_FOLDER)
         devices.copy_from_first(folder, [path.relative_to(folder).as_posix() for path in paths if path.exists()])
@@ -191,7 +205,7 @@ def _temporary_folder():
     return folder
 
 
-def _start(folder, constants, overwrite, sources):
+def _start(folder, constants, overwrite, sources, of_devices):
     """`start` of the first process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -211,8 +225,13 @@ def _start(folder, constants, overwrite, sources):
         changed = _changed_sources(stored or {}, sources)
         if changed:
             raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run with other {', other '.join(changed)}; {ADVICE}.")
+        before = (stored or {}).get(STARTED_WITH, {}).get(DEVICE_COUNT, 1)
+        if stored and before != of_devices:
+            print(f"Devices that train: {of_devices}, before {before}. The result is the same but for rounding.")
         kept = {name: value for name, value in constants.items() if name != "OVERWRITE"}
         started_with = {**sources, "OVERWRITE": overwrite}
+        if of_devices > 1:
+            started_with[DEVICE_COUNT] = of_devices
         text = json.dumps({**kept, STARTED_WITH: started_with}, indent=4) + "\n"
         files.write_text(folder / "constants.json", text)
     except OSError as error:

@@ -154,7 +154,8 @@ def test_a_run_that_was_killed_resumes_on_another_number_of_devices(tmp_path):
     assert "between 2 devices: cpu:0, cpu:1" in (tmp_path / "log").read_text()
     done = run_script(*settings, cwd=tmp_path, **SEVERAL)
     assert done.returncode == 0, done.stderr
-    assert "Resuming" in done.stdout and "devices" not in done.stdout
+    assert "Resuming" in done.stdout and "divided between" not in done.stdout
+    assert "Devices that train: 1, before 2." in done.stdout
     assert json.loads((tmp_path / "run" / "report.json").read_text())["triplet loss"]["accuracy"] > 0.8
 
 

@@ -1,4 +1,4 @@
-"""What is probably wrong with the images or the labels of a data set, found before training."""
+"""What may be wrong with the images or the labels of a data set, found before training."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ SENTENCES = {
     ACROSS: "pairs of near duplicates across the split",
     OTHER_LABEL: "pairs of near duplicates with different labels",
     REPEATED: "other pairs of near duplicates",
-    LABEL: "training images whose label is probably wrong",
+    LABEL: "labels of training images",
     FAR: "images that are far from all others",
 }
 # An image is far from all others if its distance to the fifth nearest exceeds the median by so many times the median
@@ -81,7 +81,7 @@ def find_duplicates(pixels: np.ndarray, data: DataSet, seed: int) -> list[Findin
 def find_doubted_labels(
     features: np.ndarray, labels: np.ndarray, strength: float, seed: int, seconds: float
 ) -> list[Finding] | None:
-    """Training images whose labels are probably wrong; None if it takes longer. The arguments are those of
+    """Training images whose labels are doubtful; None if it takes longer. The arguments are those of
     `doubted_labels`."""
     doubted = doubted_labels(features, labels, strength, seed, seconds)
     if doubted is None:

@@ -61,7 +61,7 @@ def linear_predictions(
 def doubted_labels(
     features: np.ndarray, labels: np.ndarray, strength: float, seed: int, seconds: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Finds labels that are probably wrong, by the probabilities that a model gives to images it was not fitted to.
+    """Finds labels that are doubtful, by the probabilities that a model gives to images it was not fitted to.
 
     Each fifth of the images is predicted by logistic regression on the others (see Northcutt, Jiang and Chuang 2021,
     "Confident Learning", section 2). A label is doubted if its probability is below a fifth of that of guessing.

@@ -112,7 +112,7 @@ RULES = {
     "BACKBONE": Rule(
         str,
         lambda value: value in BACKBONES or (value.endswith(".keras") and _starts_with(value, ZIP)),
-        f"one of {', '.join(BACKBONES)}, or the path of an existing .keras file",
+        f"one of {', '.join(BACKBONES)}, or the path of an existing .keras file, which is a zip archive",
         "NAME|PATH",
         is_path=True,
     ),

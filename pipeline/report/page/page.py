@@ -58,14 +58,15 @@ class Page:
         """
         methods = {name: method.known for name, method in self.controls.methods.items() if method.known}
         done, epochs = len(history.get("loss", [])), self.constants["EPOCHS"]
-        scores = [sections.score_table("Test images, before training", methods)] if methods else []
+        title = "What triplet loss is compared with"
+        scores = [sections.score_table(title, methods)] if methods else []
         try:
-            progress = f"At {time.strftime('%H:%M')}, {done} of {epochs} epochs were finished."
+            progress = f"Epochs finished at {time.strftime('%H:%M')}: {done} of {epochs}."
             if done == epochs:
                 progress = f"At {time.strftime('%H:%M')}, training was finished; next, the test images are classified."
             self._write(progress=progress, scores=scores, curves=self._curves(history))
         except (OSError, InputError) as error:
-            print(f"\nWarning: {FILE} is not written after this epoch: {error}")
+            print(f"\nWarning: {FILE} is not written: {error}")
 
     def write(
         self,

@@ -20,9 +20,9 @@ MOST_IN_MATRIX, MOST_CONFUSED = 30, 30  # classes in the matrix; pairs of classe
 MOST_FINDINGS = 24  # of each kind
 EXPLANATIONS = {
     LABEL: (
-        "Labels that are probably wrong",
+        "Labels to check",
         "A classifier of the network's features before training, fitted to the other training images, finds the label "
-        "improbable; the least probable first.",
+        "improbable; the least probable first. Many of these labels are right.",
     ),
     ACROSS: (
         "Near duplicates across the split",
@@ -60,8 +60,8 @@ def curves(history: dict[str, list[float]], picture: Path) -> dict[str, str] | N
     if not best:
         return None
     description = (
-        f"Epoch {best} has the highest validation accuracy, {accuracies[best - 1]:.4f}; its weights are kept. In "
-        f"{len(accuracies)} epochs the loss went from {history['loss'][0]:.4f} to {history['loss'][-1]:.4f}."
+        f"Epoch {best} has the highest validation accuracy, {accuracies[best - 1]:.4f}; its weights are kept. The loss "
+        f"was {history['loss'][0]:.4f} in the first epoch and {history['loss'][-1]:.4f} in the last one."
     )
     address = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
     return {"address": address, "description": description}
@@ -125,7 +125,8 @@ def mistakes(data: DataSet, results: Results, thumbnails: Thumbnails) -> dict[st
         mistake |= {"share": f"{share:.0%} of the votes", **_thumbnail("test", data.test, number, thumbnails)}
         shown.append(mistake | {"neighbours": _neighbours(data, results, number, NEIGHBOURS, thumbnails)})
     description = f"{len(wrong):,} of {len(data.test.labels):,} test images are classified wrongly. "
-    description += f"The {len(shown)} with the largest shares of the votes, and their nearest training images."
+    which = f"the {len(shown)} with the largest shares of the votes" if len(shown) < len(wrong) else "all of them"
+    description += f"Below are {which}, and their nearest training images."
     return {"description": description, "shown": shown}
 
 
@@ -200,7 +201,8 @@ def audit(
             description = f"{explanation} Found: {number}."
             if kind == ACROSS and "accuracy without them" in (duplicates or {}):
                 accuracy = duplicates["accuracy without them"]
-                description += f" Without the test images among them, the accuracy of triplet loss is {accuracy:.4f}."
+                description += " Without all test images that have near duplicates there, also with different labels, "
+                description += f"the accuracy of triplet loss is {accuracy:.4f}."
             parts.append({"title": title, "description": description, "shown": shown})
     return parts
 
