@@ -24,7 +24,7 @@ READ, UNREADABLE = 1, 2  # states of an image, 0 until it is decoded
 RECORD = np.dtype(
     [("state", "u1"), ("digest", "S16"), ("is_reduced", "?"), ("is_wide", "?"), ("low", "<f8"), ("high", "<f8")]
 )
-_in_use = {}  # path of a folder of the cache -> its lock while this process uses the images, which is closed then
+_in_use = {}  # path of a folder of the cache -> the lock by which this process uses its images, closed afterwards
 CHECKED = 64  # images whose checksums are compared when a file is found again
 
 
