@@ -3,7 +3,7 @@
     python init.py                                          CIFAR-10, ImageNet weights; a GPU is recommended
     python init.py --epochs 3 --mining batch_hard           override any constant below
     python init.py --dataset my_images --run-folder my_run  your own images, a folder of CLASS/IMAGE or a CSV file
-    python init.py --constants examples/digits.json         handwritten digits: no download, no GPU, 90 seconds
+    python init.py --constants examples/digits.json         handwritten digits: no download, no GPU, one minute
     python init.py --constants my_run/constants.json --margin 0.2 --run-folder second
                                                             repeat a run with one constant changed
 
