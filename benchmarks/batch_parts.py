@@ -66,7 +66,7 @@ def trained_model(way, parts, image_size):
 
 
 def mib(is_highest):
-    """The memory of this process, now or at its highest since it was measured last, on the GPU if there is one."""
+    """The memory of this process, now or at its highest so far, on the GPU if there is one."""
     import keras
 
     if keras.backend.backend() == "torch":
@@ -132,13 +132,14 @@ def main():
                     environment = {**os.environ, "KERAS_BACKEND": backend}
                     done = subprocess.run(command, env=environment, capture_output=True, text=True)
                     if done.returncode:
-                        reason = (done.stderr.strip() or "killed").splitlines()[-1]
+                        lines = (done.stderr.strip() or "killed").splitlines()
+                        reason = next((line for line in lines if re.match(r"\w*Error", line)), lines[-1])
                         print(f"| {backend} | {batch:,} | {way} | fails: {reason[:80]} | | |", flush=True)
                         continue
-                    seconds, mib = json.loads(done.stdout.splitlines()[-1])
+                    seconds, memory = json.loads(done.stdout.splitlines()[-1])
                     at_once = Path(folder) / f"{backend} {batch} {WAYS[0]}.npz"
                     same = f"{difference(updates, at_once):.0e}" if way != WAYS[0] and at_once.exists() else ""
-                    print(f"| {backend} | {batch:,} | {way} | {seconds:.1f} | {mib:,.0f} | {same} |", flush=True)
+                    print(f"| {backend} | {batch:,} | {way} | {seconds:.1f} | {memory:,.0f} | {same} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def _by_faiss(references, queries, neighbours):
 
 
 def _found_on_gpus(queries, references, count):
-    """Indices of the nearest references, which all GPUs share; None if their memory is too small."""
+    """Indices of the nearest references, which all GPUs share; None if that fails, as with too little memory."""
     import faiss
 
     options = faiss.GpuMultipleClonerOptions()
@@ -95,7 +95,7 @@ def _found_on_gpus(queries, references, count):
         index.add(references)
         return index.search(queries, count)[1]
     except RuntimeError as error:
-        print(f"faiss searches on the CPU, since it failed on the GPUs: {str(error).strip().splitlines()[-1][:200]}")
+        print(f"faiss searches on the CPU, since it failed on the GPUs: {' '.join(str(error).split())[-200:]}")
         return None
 
 

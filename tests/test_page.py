@@ -224,7 +224,7 @@ def test_names_are_text_and_the_numbers_those_of_the_report(tmp_path, opened):
     assert "Epoch 2 has the highest validation accuracy, 0.9000" in content
     assert content.count("of 14") >= 1 and "8 of 40 test images are classified wrongly" in content
     assert "Labels to check" in content and "Near duplicates across the split" in content
-    assert "Without all test images that have near duplicates there" in content
+    assert "Without the test images that have near duplicates in training or validation" in content
     assert "the accuracy of triplet loss is 0.7500" in content
     assert "1:02:05" in content  # the duration
     driver.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")

@@ -201,7 +201,9 @@ def audit(
             description = f"{explanation} Found: {number}."
             if kind == ACROSS and "accuracy without them" in (duplicates or {}):
                 accuracy = duplicates["accuracy without them"]
-                description += " Without all test images that have near duplicates there, also with different labels, "
+                description += (
+                    " Without the test images that have near duplicates in training or validation, of any label, "
+                )
                 description += f"the accuracy of triplet loss is {accuracy:.4f}."
             parts.append({"title": title, "description": description, "shown": shown})
     return parts
