@@ -151,13 +151,34 @@ def test_a_corrupt_cache_is_written_again(name, damage, tmp_path):
     assert_same(on_disk(paths, tmp_path / "cache"), read_data_set(paths, 16, "scale"))
 
 
+def test_a_corrupt_cache_that_another_process_uses_is_written_again_afterwards(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.01))
+    paths, results = save(tmp_path / "images", 9), []
+    on_disk(paths, tmp_path / "cache")
+    gc.collect()
+    folder = folder_of(paths, (16, 16), "scale", str(tmp_path / "cache"))
+    pixels = folder / cache_folders.PIXELS
+    pixels.write_bytes(bytes(255 - byte for byte in pixels.read_bytes()))
+    lock, _ = cache_folders.locked(folder, shared=True)
+    waiting = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")), daemon=True)
+    waiting.start()
+    printed = ""
+    while "which uses corrupt images" not in printed and waiting.is_alive():
+        waiting.join(0.1)
+        printed += capsys.readouterr().out
+    assert waiting.is_alive()
+    lock.close()
+    waiting.join(30)
+    assert_same(results[0], read_data_set(paths, 16, "scale"))
+
+
 @pytest.mark.parametrize("is_complete", [False, True], ids=["stopped", "complete"])
 def test_a_second_process_waits_until_the_first_one_has_read_the_images(is_complete, tmp_path, capsys, monkeypatch):
     """And no longer: the first one trains on them, while the second one finds them complete."""
     monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.01))
     paths, results = save(tmp_path / "images", 9), []
     first = Place(paths, "scale", "disk", str(tmp_path / "cache")).opened((16, 16))
-    other = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")))
+    other = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")), daemon=True)
     other.start()
     printed = ""
     while "Waiting for another process" not in printed and other.is_alive():
@@ -229,7 +250,7 @@ def test_a_folder_that_is_removed_while_another_process_waits_for_it_is_made_aga
     monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.01))
     paths, results = save(tmp_path / "images", 9), []
     first = Place(paths, "scale", "disk", str(tmp_path / "cache")).opened((16, 16))
-    other = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")))
+    other = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")), daemon=True)
     other.start()
     other.join(0.3)
     first.remove()

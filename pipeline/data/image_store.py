@@ -91,14 +91,15 @@ class Disk(Memory):
         self.records, self.value_range, self.mutex = np.zeros(count, RECORD), None, threading.Lock()
         if folder in _in_use:  # such as by an earlier cell of a notebook, for which this one must not wait
             _in_use.pop(folder).close()
-        is_waiting = False
+        is_waiting, self.is_corrupt = False, False
         try:
             while not (
                 (cache_folders.is_complete(folder) and self._opened(count, size, shared=True))
                 or self._opened(count, size, shared=False)
             ):
                 if not is_waiting:
-                    print(f"Waiting for another process, which is reading the same images into {folder}")
+                    does = "uses corrupt images of" if self.is_corrupt else "is reading the same images into"
+                    print(f"Waiting for another process, which {does} {folder}")
                 is_waiting = True
                 time.sleep(1)
         except BrokenPipeError:
@@ -126,6 +127,7 @@ class Disk(Memory):
             self.array = np.asarray(np.memmap(self.folder / PIXELS, "uint8", "r", shape=(count, 3, *size)))
             if not self._is_intact():
                 if shared:
+                    self.is_corrupt = True
                     return False
                 print(f"Warning: the decoded images in {self.folder} are corrupt, and are decoded again.")
                 self._forget(count)
