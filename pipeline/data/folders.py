@@ -93,10 +93,10 @@ def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageLi
         top = folder / name
         outside += [entry for entry in top.iterdir() if not entry.is_dir()]
         files += [
-            (path, label, path.relative_to(top / place), part)
+            (path, label, path.parts[len(class_folder.parts) :], part)
             for label, class_name in enumerate(class_names)
-            for place in found[part].get(class_name, ())
-            for path in _files_in(top / place, problems, litter)
+            for class_folder in (top / place for place in found[part].get(class_name, ()))
+            for path in _files_in(class_folder, problems, litter)
         ]
     _print_skipped(folder, [path for path, *_ in files], suffixes, outside, litter)
     files = [each for each in files if each[0].suffix.lower() in suffixes]
@@ -104,7 +104,7 @@ def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageLi
     for label in sorted({label for _, label, *_ in files} - trained):
         if class_names[label] in found[TRAIN]:  # so it is not meant to be held out
             problems.append(f"{parts[TRAIN]}/{class_names[label]}: no images, though {parts[TEST]}/ has some")
-    groups = [normal_name(inside.parts[0]) if len(inside.parts) > 1 else "" for _, _, inside, _ in files]
+    groups = [normal_name(inside[0]) if len(inside) > 1 else "" for _, _, inside, _ in files]
     similar = sorted({group for group in groups if PART_LIKE.match(group.lower())})
     like_parts = [group for group in similar if group.lower() in PART_OF or len(similar) == len(set(groups) - {""}) > 1]
     if like_parts:
@@ -127,7 +127,7 @@ def list_folder(folder: str | os.PathLike, suffixes: Collection[str]) -> ImageLi
         class_names,
         [path for path, *_ in files],
         [label for _, label, *_ in files],
-        [normal_name(inside.name) for _, _, inside, _ in files],
+        [normal_name(inside[-1]) for _, _, inside, _ in files],
         groups,
         [part for *_, part in files],
         problems,
@@ -230,7 +230,8 @@ def _files_in(folder, problems, litter):
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not _is_litter(name, litter))
-        yield from (Path(place, name) for name in sorted(names) if not _is_litter(name, litter))
+        below = Path(place)
+        yield from (below / name for name in sorted(names) if not _is_litter(name, litter))
 
 
 def _print_skipped(folder, paths, suffixes, outside, litter):
