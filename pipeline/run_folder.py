@@ -169,14 +169,11 @@ def start(
             other constants or sources.
     """
     sources = json.loads(json.dumps(sources))  # as they will be read again: no tuples
-    if devices.processes()[0] == 0:
-        folder = _start(Path(folder), constants, overwrite, sources, of_devices)
-        paths = [*(folder / name for name in COPIED), *checkpoint_paths(folder)]
-        paths += checkpoint_paths(folder / CROSS_ENTROPY_FOLDER)
-        devices.copy_from_first(folder, [path.relative_to(folder).as_posix() for path in paths if path.exists()])
-    else:
-        folder = _temporary_folder()
-        devices.copy_from_first(folder, [])
+    is_first = devices.processes()[0] == 0
+    folder = _start(Path(folder), constants, overwrite, sources, of_devices) if is_first else _temporary_folder()
+    paths = [*(folder / name for name in COPIED), *checkpoint_paths(folder)]
+    paths += checkpoint_paths(folder / CROSS_ENTROPY_FOLDER)
+    devices.copy_from_first(folder, [path.relative_to(folder).as_posix() for path in paths if path.exists()])
     return folder
 
 

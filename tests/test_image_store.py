@@ -51,6 +51,18 @@ def on_disk(paths, cache, image_size=16, fit="scale"):
     return read_data_set(paths, image_size, fit, "disk", str(cache))
 
 
+def waiting_process(paths, cache, line, capsys):
+    """A thread that reads the images as another process would, once it has printed that it waits; and its results."""
+    results, printed = [], ""
+    waiting = threading.Thread(target=lambda: results.append(on_disk(paths, cache)), daemon=True)
+    waiting.start()
+    while line not in printed and waiting.is_alive():
+        waiting.join(0.1)
+        printed += capsys.readouterr().out
+    assert not results and waiting.is_alive()
+    return waiting, results
+
+
 def assert_same(one, other):
     np.testing.assert_array_equal(one.images[:-1], other.images[:-1])
     assert one.digests == other.digests and one.value_range == other.value_range
@@ -153,20 +165,14 @@ def test_a_corrupt_cache_is_written_again(name, damage, tmp_path):
 
 def test_a_corrupt_cache_that_another_process_uses_is_written_again_afterwards(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.01))
-    paths, results = save(tmp_path / "images", 9), []
+    paths = save(tmp_path / "images", 9)
     on_disk(paths, tmp_path / "cache")
     gc.collect()
     folder = folder_of(paths, (16, 16), "scale", str(tmp_path / "cache"))
     pixels = folder / cache_folders.PIXELS
     pixels.write_bytes(bytes(255 - byte for byte in pixels.read_bytes()))
     lock, _ = cache_folders.locked(folder, shared=True)
-    waiting = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")), daemon=True)
-    waiting.start()
-    printed = ""
-    while "which uses corrupt images" not in printed and waiting.is_alive():
-        waiting.join(0.1)
-        printed += capsys.readouterr().out
-    assert waiting.is_alive()
+    waiting, results = waiting_process(paths, tmp_path / "cache", "which uses corrupt images", capsys)
     lock.close()
     waiting.join(30)
     assert_same(results[0], read_data_set(paths, 16, "scale"))
@@ -176,15 +182,9 @@ def test_a_corrupt_cache_that_another_process_uses_is_written_again_afterwards(t
 def test_a_second_process_waits_until_the_first_one_has_read_the_images(is_complete, tmp_path, capsys, monkeypatch):
     """And no longer: the first one trains on them, while the second one finds them complete."""
     monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.01))
-    paths, results = save(tmp_path / "images", 9), []
+    paths = save(tmp_path / "images", 9)
     first = Place(paths, "scale", "disk", str(tmp_path / "cache")).opened((16, 16))
-    other = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")), daemon=True)
-    other.start()
-    printed = ""
-    while "Waiting for another process" not in printed and other.is_alive():
-        other.join(0.1)
-        printed += capsys.readouterr().out
-    assert not results and other.is_alive()
+    other, results = waiting_process(paths, tmp_path / "cache", "Waiting for another process", capsys)
     expected = read_data_set(paths, 16, "scale")
     if is_complete:
         for number, pixels in enumerate(expected.images[:-1]):
@@ -246,13 +246,11 @@ def test_what_another_process_writes_is_not_removed(tmp_path, monkeypatch):
     assert all(cache_folders.is_complete(folder) for folder in cache.iterdir()) and len(list(cache.iterdir())) == 2
 
 
-def test_a_folder_that_is_removed_while_another_process_waits_for_it_is_made_again(tmp_path, monkeypatch):
+def test_a_folder_that_is_removed_while_another_process_waits_for_it_is_made_again(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.01))
-    paths, results = save(tmp_path / "images", 9), []
+    paths = save(tmp_path / "images", 9)
     first = Place(paths, "scale", "disk", str(tmp_path / "cache")).opened((16, 16))
-    other = threading.Thread(target=lambda: results.append(on_disk(paths, tmp_path / "cache")), daemon=True)
-    other.start()
-    other.join(0.3)
+    other, results = waiting_process(paths, tmp_path / "cache", "Waiting for another process", capsys)
     first.remove()
     first.close()
     other.join(30)

@@ -200,11 +200,10 @@ def audit(
             number = f"{len(of_kind):,}" + f", the first {len(shown)} of them here" * (len(shown) < len(of_kind))
             description = f"{explanation} Found: {number}."
             if kind == ACROSS and "accuracy without them" in (duplicates or {}):
-                accuracy = duplicates["accuracy without them"]
                 description += (
                     " Without the test images that have near duplicates in training or validation, of any label, "
+                    f"the accuracy of triplet loss is {duplicates['accuracy without them']:.4f}."
                 )
-                description += f"the accuracy of triplet loss is {accuracy:.4f}."
             parts.append({"title": title, "description": description, "shown": shown})
     return parts
 
