@@ -69,7 +69,7 @@ def main():
         import keras
 
         from fine_tune_model import fine_tuned_models, portable_model, triplet_model
-        from pipeline import files
+        from pipeline import files, run_identity
         from pipeline.data.batches import Batches, in_order, rows_of_a_batch, training_batches
         from pipeline.data.images import load_images, print_summary
         from pipeline.data.splits import at_most, sample
@@ -105,7 +105,7 @@ def main():
         "precision": precision,
         "value range": value_range,  # of 16-bit images; new images need it
     }
-    run_folder.check_same(constants, sources)
+    run_identity.check_same(constants, sources)
 
     # Build the network.
     frozen_layers = FROZEN_LAYERS if WEIGHTS != "none" else 0

@@ -35,22 +35,25 @@ def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tup
     return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(references).kneighbors(queries)
 
 
-def nearest_others(embeddings: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the nearest others of each of several embeddings by Euclidean distance, exactly.
+def nearest_others(
+    embeddings: np.ndarray, neighbours: int, chosen: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the nearest others of some of several embeddings by Euclidean distance, exactly.
 
     Args:
         embeddings: floats, shape `(n, embedding_size)`.
         neighbours: int, at least 1 and below n.
+        chosen: indices of the m embeddings whose nearest others are found, shape `(m,)`; if not given, of all.
 
     Returns:
-        Tuple of distances and indices, nearest first, both of shape `(n, neighbours)`.
+        Tuple of distances and indices, nearest first, both of shape `(m, neighbours)`.
     """
-    if _uses_faiss(embeddings, embeddings):
-        distances, indices = _by_faiss(embeddings, embeddings, neighbours + 1)
-        left_out = indices == np.arange(len(embeddings))[:, None]  # itself, or the last of many equal ones
-        left_out[:, -1] |= ~left_out.any(axis=1)
-        return tuple(each[~left_out].reshape(len(embeddings), neighbours) for each in (distances, indices))
-    return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(embeddings).kneighbors()
+    queries = embeddings if chosen is None else embeddings[chosen]
+    own = np.arange(len(embeddings)) if chosen is None else chosen
+    distances, indices = nearest(embeddings, queries, neighbours + 1)
+    left_out = indices == own[:, None]  # itself, or the last of many equal ones
+    left_out[:, -1] |= ~left_out.any(axis=1)
+    return tuple(each[~left_out].reshape(len(own), neighbours) for each in (distances, indices))
 
 
 def _uses_faiss(references, queries):

@@ -8,23 +8,11 @@ from typing import Any
 
 from pipeline import files, lock
 from pipeline.checkpoint_files import CROSS_ENTROPY_FOLDER, checkpoint_paths, remove_checkpoints
-from pipeline.data.image_list import BUILT_IN_DATASETS
 from pipeline.errors import InputError
+from pipeline.run_identity import changed_constants, changed_sources
 from pipeline.settings import devices, process
-from pipeline.settings.backbones import BACKBONES
 from pipeline.settings.options import STARTED_WITH, with_new_names
 
-# Constants that may differ between two commands of one run.
-CHANGEABLE = ("RUN_FOLDER", "OVERWRITE", "CHECKPOINT_MINUTES", "DEVICES", "IMAGES_IN", "CACHE_FOLDER")
-# Constants that runs of earlier versions do not have -> what these versions did.
-ADDED = {
-    "SMALL_CLASSES": "stop",
-    "HELD_OUT_CLASSES": "none",
-    "FALSE_REJECTION_RATE": 0.01,
-    "CONTROL": "none",
-    "PREPROCESSING": "auto",
-    "EXPORT_EMBEDDINGS": False,
-}
 # The files of a run, except its checkpoints.
 FILES = (
     "report.txt",
@@ -62,12 +50,6 @@ NEEDS_ANOTHER_START = (
     "TEST_FRACTION",
 )
 ADVICE = "choose another folder with --run-folder, or replace the run with --overwrite"
-# Constants whose paths may differ between two commands of one run: `start` compares what the paths hold.
-COMPARED_BY_CONTENT = {  # and values that are no paths
-    "DATASET": BUILT_IN_DATASETS,
-    "WEIGHTS": ("imagenet", "none"),
-    "BACKBONE": BACKBONES,
-}
 DEVICE_COUNT = "number of devices"  # in constants.json, of the last process
 FIRST_TIME = 3653 * 24 * 3600  # seconds, 1980 and a day: checkpoints and models, as zip files, know no earlier time
 
@@ -130,7 +112,7 @@ def finished_report(folder: str | os.PathLike, constants: dict[str, Any] | None)
     stored, report = read_run(folder)
     if stored is None:
         return ""
-    changed = _changed_constants(stored, constants, any_path=not report)
+    changed = changed_constants(stored, constants, any_path=not report)
     if changed and _has_trained(folder):
         named = "; ".join(f"{name} was {stored.get(name)!r}, now {constants.get(name)!r}" for name in changed)
         advice = ADVICE
@@ -177,22 +159,6 @@ def start(
     return folder
 
 
-def check_same(constants: dict[str, Any], sources: dict[str, Any]) -> None:
-    """Compares constants and sources of several processes that train together; paths may differ.
-
-    Call it before a variable exists: JAX compares those of all processes, without a message for users.
-
-    Args:
-        constants, sources: as in `start`.
-
-    Raises:
-        InputError: if those of this process and of the first one differ.
-    """
-    compared = {name: value for name, value in constants.items() if name not in CHANGEABLE}
-    compared = {name: "" if _is_path(name, value) else value for name, value in compared.items()}
-    devices.check_same({**compared, **sources})
-
-
 def _temporary_folder():
     import shutil
     import tempfile
@@ -219,7 +185,7 @@ def _start(folder, constants, overwrite, sources, of_devices):
         if finished_report(folder, constants):  # of a process that was still running when this one started
             raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run that another process has just finished.")
         stored, _ = read_run(folder)
-        changed = _changed_sources(stored or {}, sources)
+        changed = changed_sources(stored or {}, sources)
         if changed:
             raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run with other {', other '.join(changed)}; {ADVICE}.")
         before = (stored or {}).get(STARTED_WITH, {}).get(DEVICE_COUNT, 1)
@@ -271,35 +237,12 @@ def _has_trained(folder):
     return bool(checkpoints) or any((folder / name).exists() for name in ("report.txt", *RESULTS))
 
 
-def _changed_constants(stored: dict, constants: dict, any_path: bool) -> list[str]:
-    """Names of the constants that differ; with `any_path`, paths of `COMPARED_BY_CONTENT` may."""
-    stored, constants = ADDED | stored, ADDED | constants
-    names = {*stored, *constants} - {*CHANGEABLE, STARTED_WITH}
-    return sorted(name for name in names if not _same(name, stored.get(name), constants.get(name), any_path))
-
-
-def _same(name, first, second, any_path):
-    """Whether two values of a constant are equal or paths of the same file or folder; of any two, with `any_path`."""
-    if first == second or not (_is_path(name, first) and _is_path(name, second)):
-        return first == second
-    return any_path or os.path.realpath(first) == os.path.realpath(second)
-
-
-def _is_path(name, value):
-    return name in COMPARED_BY_CONTENT and isinstance(value, str) and value not in COMPARED_BY_CONTENT[name]
-
-
-def _changed_sources(stored, sources):
-    before = stored.get(STARTED_WITH, {})
-    return [name for name, value in sources.items() if before.get(name, value) != value]
-
-
 def _is_same_run(folder, constants, sources):
     """Whether a folder has an unfinished run with these constants and sources."""
     stored, report = read_run(folder)
-    if stored is None or report or _changed_sources(stored, sources):
+    if stored is None or report or changed_sources(stored, sources):
         return False
-    return not _changed_constants(stored, constants, any_path=True)
+    return not changed_constants(stored, constants, any_path=True)
 
 
 def _is_same_overwrite(folder, constants, sources):

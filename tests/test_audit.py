@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.splits import DataSet, Images
+from pipeline.report import audit
 from pipeline.report.audit import (
     ACROSS,
     FAR,
@@ -47,7 +48,7 @@ def copy(data, source, index, target, place):
 
 
 def test_images_without_copies_have_no_near_duplicates(data):
-    assert find_duplicates(pixels_of(data), data, seed=0) == []
+    assert find_duplicates(pixels_of(data), data, seed=0) == ([], "")
 
 
 def test_near_duplicates_are_sorted_by_what_they_mean(data):
@@ -57,8 +58,8 @@ def test_near_duplicates_are_sorted_by_what_they_mean(data):
     copy(data, "train", 10, "train", 13)  # both of class b
     copy(data, "held_out", 0, "train", 0)  # d and a
     copy(data, "validation", 4, "train", 16)  # both of class b
-    found = find_duplicates(pixels_of(data), data, seed=0)
-    assert {each[:6] for each in found} == {
+    found, note = find_duplicates(pixels_of(data), data, seed=0)
+    assert note == "" and {each[:6] for each in found} == {
         (ACROSS, "test", 3, "train", 6, 0),
         (ACROSS, "test", 5, "validation", 2, 2),
         (OTHER_LABEL, "test", 1, "train", 2, 2),
@@ -69,19 +70,48 @@ def test_near_duplicates_are_sorted_by_what_they_mean(data):
     assert np.flatnonzero(duplicated_in_test(found, 12)).tolist() == [1, 3, 5]
 
 
+def test_of_very_many_images_all_but_the_training_images_are_compared_with_all_others(data, monkeypatch):
+    copies = [("test", 3, 6), ("validation", 4, 16), *(("train", 10 + number, 20 + number) for number in range(6))]
+    for part, index, place in copies:
+        copy(data, part, index, "train", place)
+    pixels = pixels_of(data)
+    everything, _ = find_duplicates(pixels, data, seed=0)
+    assert len(everything) == len(copies)
+    for compared in (24, 28, 40):  # 24 images are not for training
+        monkeypatch.setattr(audit, "MOST_NUMBERS", compared * 54 * 128)
+        found, note = find_duplicates(pixels, data, seed=0)
+        assert f"{max(25, compared)} of 54 images were compared" in note
+        assert {each for each in everything if each.part != "train"} <= set(found) <= set(everything)
+    assert len(found) > 2
+
+
+def test_of_very_many_images_a_sample_is_searched_for_far_ones(monkeypatch):
+    features = {part: np.random.default_rng(0).normal(size=(40, 5)) for part in ("train", "test")}
+    for each in features.values():
+        each[:20] += 1e3 * np.arange(20)[:, None]  # each far from all others
+    everything = {each[:3] for each in find_far_images(features, seed=0)[0]}
+    assert len(everything) == 38  # the first of both parts are not
+    monkeypatch.setattr(audit, "MOST_NUMBERS", 60 * 80 * 5)
+    found, note = find_far_images(features, seed=0)
+    assert "60 of 80 images were compared" in note
+    assert 20 < len(found) < 38 and {each[:3] for each in found} < everything
+    assert find_far_images(features, seed=0) == (found, note) != find_far_images(features, seed=1)
+
+
 def test_far_images_are_ranked_by_their_distance():
     generator = np.random.default_rng(0)
     features = {part: generator.normal(size=(40, 5)) for part in ("train", "test")}
     features["train"][7] += 60
     features["test"][3] -= 90
-    found = find_far_images(features)
+    found, note = find_far_images(features, seed=0)
+    assert note == ""
     assert [each[:3] for each in found] == [(FAR, "test", 3), (FAR, "train", 7)]
     everything = np.concatenate([*features.values()])
     for each, row in zip(found, (43, 7), strict=True):
         distances = np.sort(np.linalg.norm(everything - everything[row], axis=1))
         assert each.value == pytest.approx(distances[5])  # the first is the image itself
-    assert find_far_images({"train": np.zeros((5, 2))}) == []
-    assert find_far_images({"train": np.zeros((20, 2))}) == []
+    assert find_far_images({"train": np.zeros((5, 2))}, seed=0) == ([], "")
+    assert find_far_images({"train": np.zeros((20, 2))}, seed=0) == ([], "")
 
 
 def test_the_file_has_paths_and_class_names(data, tmp_path, capsys):

@@ -97,6 +97,9 @@ def test_the_nearest_others_are_those_of_a_plain_loop(count):
     vectors = np.repeat(random_data(3)[0][:count], [1 + 3 * (place % 5 == 1) for place in range(count)], axis=0)
     neighbours = min(4, len(vectors) - 1)
     distances, indices = nearest_others(vectors, neighbours)
+    some = np.arange(len(vectors))[::-2]
+    for each, of_all in zip(nearest_others(vectors, neighbours, some), (distances, indices), strict=True):
+        np.testing.assert_allclose(each, of_all[some], rtol=1e-5, atol=1e-6)
     for number, (index, distance) in enumerate(zip(indices, distances, strict=True)):
         ranking, expected = loop_ranking(vectors, vectors[number])
         assert number not in index and len(set(index)) == neighbours

@@ -13,7 +13,7 @@ from pipeline.data.image_list import PARTS, TEST, TRAIN, VALIDATION
 from pipeline.data.splits import DataSet
 from pipeline.neighbours import nearest_others
 from pipeline.report.linear import doubted_labels
-from pipeline.report.near_duplicates import near_duplicates
+from pipeline.report.near_duplicates import COMPONENTS, near_duplicates
 
 LABEL, ACROSS, OTHER_LABEL, REPEATED, FAR = KINDS = (
     "label",
@@ -32,6 +32,7 @@ SENTENCES = {
 # An image is far from all others if its distance to the fifth nearest exceeds the median by so many times the median
 # deviation from the median.
 FIFTH, FAR_DEVIATIONS = 5, 8
+MOST_NUMBERS = 2**47  # that a search compares, of all pairs of images: about three hours on two cores
 
 
 class Finding(NamedTuple):
@@ -55,8 +56,11 @@ class Finding(NamedTuple):
     value: float
 
 
-def find_duplicates(pixels: np.ndarray, data: DataSet, seed: int) -> list[Finding]:
+def find_duplicates(pixels: np.ndarray, data: DataSet, seed: int) -> tuple[list[Finding], str]:
     """Near duplicates among all images.
+
+    Of very many images, not all training images are compared with all others, but a random sample; the images that are
+    held out, for testing and for validation always are.
 
     Args:
         pixels: raw pixels of the images of all parts, in the order of `PARTS`, shape `(n, size)`.
@@ -64,18 +68,20 @@ def find_duplicates(pixels: np.ndarray, data: DataSet, seed: int) -> list[Findin
         seed: int.
 
     Returns:
-        List of `Finding`; of a pair across the split, the image that is held out, for testing or for validation comes
-        first.
+        Tuple of a list of `Finding`, and a sentence that says how many images were compared, `""` if all were; of a
+        pair across the split, the image that is held out, for testing or for validation comes first.
     """
-    origin = [(part, index) for part in PARTS for index in range(len(getattr(data, part).labels))]
-    pairs, correlations = near_duplicates(pixels, seed)
+    counts = {part: len(getattr(data, part).labels) for part in PARTS}
+    chosen = _chosen(len(pixels), min(COMPONENTS, pixels.shape[1]), counts[TRAIN], seed)
+    pairs, correlations = near_duplicates(pixels, seed, chosen)
     found = []
     for pair, correlation in zip(pairs, correlations, strict=True):
-        first, second = sorted((origin[number] for number in pair), key=lambda each: -PARTS.index(each[0]))
+        both = (_origin(int(number), counts) for number in pair)
+        first, second = sorted(both, key=lambda each: -PARTS.index(each[0]))
         label, other = (int(getattr(data, part).labels[index]) for part, index in (first, second))
         kind = OTHER_LABEL if label != other else REPEATED if first[0] == second[0] else ACROSS
         found.append(Finding(kind, *first, *second, other, float(correlation)))
-    return found
+    return found, _note("near duplicates", chosen, len(pixels))
 
 
 def find_doubted_labels(
@@ -92,17 +98,55 @@ def find_doubted_labels(
     ]
 
 
-def find_far_images(features: dict[str, np.ndarray]) -> list[Finding]:
-    """Images that are far from all others, by features of each part, shape `(n, size)`."""
-    origin = [(part, index) for part, each in features.items() for index in range(len(each))]
-    if len(origin) <= FIFTH:
-        return []
-    distances = nearest_others(np.concatenate([*features.values()]), FIFTH)[0][:, -1]  # shape (n,)
+def find_far_images(features: dict[str, np.ndarray], seed: int) -> tuple[list[Finding], str]:
+    """Images that are far from all others; of very many images, among a random sample.
+
+    Args:
+        features: dict from `PARTS` to features of their images, shape `(n, size)`.
+        seed: int.
+
+    Returns:
+        Tuple of a list of `Finding`, and a sentence that says how many images were compared, `""` if all were.
+    """
+    counts = {part: len(each) for part, each in features.items()}
+    if (count := sum(counts.values())) <= FIFTH:
+        return [], ""
+    everything = np.concatenate([*features.values()])
+    chosen = _chosen(count, everything.shape[1], count, seed)
+    distances = nearest_others(everything, FIFTH, chosen)[0][:, -1]  # shape (m,)
     median = np.median(distances)
     limit = median + FAR_DEVIATIONS * np.median(np.abs(distances - median))
     far = np.flatnonzero(distances > limit)
     far = far[np.argsort(-distances[far], kind="stable")]
-    return [Finding(FAR, *origin[number], "", -1, -1, float(distances[number])) for number in far]
+    numbers = np.arange(count) if chosen is None else chosen
+    found = [Finding(FAR, *_origin(int(numbers[each]), counts), "", -1, -1, float(distances[each])) for each in far]
+    return found, _note("images that are far from all others", chosen, count)
+
+
+def _chosen(count, size, of_sample, seed):
+    """Which of `count` images are compared with all others: None for all.
+
+    If there are too many, they are a random sample of the first `of_sample`, and all of the others.
+    """
+    wanted = max(1, MOST_NUMBERS // (count * size) - (count - of_sample))
+    if wanted >= of_sample:
+        return None
+    some = np.sort(np.random.default_rng((seed, 7)).permutation(of_sample)[:wanted])
+    return np.concatenate([some, np.arange(of_sample, count)])
+
+
+def _note(what, chosen, count):
+    if chosen is None:
+        return ""
+    return f"Not all {what} were searched for: {len(chosen):,} of {count:,} images were compared with all others."
+
+
+def _origin(number, counts):
+    """The part and the place in it of an image with a number among all parts, by their numbers of images."""
+    for part, count in counts.items():
+        if number < count:
+            return part, number
+        number -= count
 
 
 def duplicated_in_test(findings: list[Finding], count: int) -> np.ndarray:

@@ -79,7 +79,7 @@ def measure_controls(
         ends = np.cumsum([len(images.labels) for images in parts.values()])[:-1]
         of_parts = dict(zip(parts, np.split(pixels, ends), strict=True))
         methods, notes = {RAW_PIXELS: by_neighbours(of_parts, data, neighbours)[0]}, []
-        findings = find_duplicates(pixels, data, seed)
+        findings, note = find_duplicates(pixels, data, seed)
         del pixels, of_parts
         began, features = time.monotonic(), {}
         for part, images in parts.items():
@@ -100,7 +100,9 @@ def measure_controls(
         if doubted is None:
             what = "The search for wrong labels" if fitted else "Logistic regression, with the search for wrong labels,"
             notes.append(f"{what} is skipped: it takes longer than the training.")
-        findings += (doubted or []) + find_far_images(features)
+        far, of_far = find_far_images(features, seed)
+        findings += (doubted or []) + far
+        notes += [each for each in (note, of_far) if each]
         shown = features["test" if "test" in features else "held_out"]
         return Controls(methods, notes, shown, findings)
 

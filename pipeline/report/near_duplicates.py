@@ -14,7 +14,7 @@ BLOCK = 50  # images that are compared at once
 COMPONENTS, MOST_FITTED = 128, 10_000  # principal components for the search; images that they are fitted to
 
 
-def near_duplicates(pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def near_duplicates(pixels: np.ndarray, seed: int, chosen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Finds pairs of nearly equal images.
 
     The ten nearest of each image are found by the first principal components, and compared by all pixels.
@@ -22,6 +22,7 @@ def near_duplicates(pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarr
     Args:
         pixels: float32, shape `(n, size)`, as of `raw_pixels`.
         seed: int, of the choice of images that the components are fitted to.
+        chosen: indices of the images that are compared with all others, shape `(m,)`; if not given, all are.
 
     Returns:
         Tuple of pairs of indices, the smaller first, shape `(pairs, 2)`, and the correlations of their pixels, shape
@@ -44,19 +45,20 @@ def near_duplicates(pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarr
     fitted = np.sort(np.random.default_rng((seed, 6)).permutation(count)[:MOST_FITTED])
     components = min(COMPONENTS, len(fitted), pixels.shape[1])
     search = PCA(components, svd_solver="randomized", random_state=seed).fit(normalised(fitted))
-    projected, correlations = np.empty((count, components), "float32"), np.empty((count, RANK))
+    chosen = np.arange(count) if chosen is None else chosen
+    projected, correlations = np.empty((count, components), "float32"), np.empty((len(chosen), RANK))
     for start in range(0, count, BLOCK):
         projected[start : start + BLOCK] = search.transform(normalised(slice(start, start + BLOCK)))
-    _, candidates = nearest_others(projected, RANK)  # shape (n, RANK)
-    for start in range(0, count, BLOCK):
+    _, candidates = nearest_others(projected, RANK, chosen)  # shape (m, RANK)
+    for start in range(0, len(chosen), BLOCK):
         own, others = slice(start, start + BLOCK), candidates[start : start + BLOCK]
         of_others = normalised(others.reshape(-1)).reshape(*others.shape, -1)
-        correlations[own] = np.einsum("nd,nkd->nk", normalised(own), of_others)
+        correlations[own] = np.einsum("nd,nkd->nk", normalised(chosen[own]), of_others)
     squares = 2 - 2 * correlations  # of the distances
     tenth = squares.max(axis=1, keepdims=True)
     is_near = squares <= np.maximum(OF_OWN**2 * tenth, OF_MOST**2 * np.median(tenth))
     rows, columns = np.nonzero(is_near & (correlations >= LEAST_CORRELATION))
-    pairs = np.sort(np.stack([rows, candidates[rows, columns]], axis=1), axis=1)
+    pairs = np.sort(np.stack([chosen[rows], candidates[rows, columns]], axis=1), axis=1)
     pairs, first = np.unique(pairs, axis=0, return_index=True)
     values = correlations[rows, columns][first]
     order = np.argsort(-values, kind="stable")
