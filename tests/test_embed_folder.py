@@ -1,6 +1,11 @@
 """The command embed_folder.py: the embeddings and classes of classify.py, each image once, also after interruptions."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -28,6 +33,29 @@ def place(tmp_path_factory):
 
 def embed(place, *arguments):
     return run_python(ROOT / "embed_folder.py", *arguments, cwd=place, RAY_ADDRESS=None)
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_continues(place):
+    """With parts of 64 images; the second command embeds only what the first has not written."""
+    code = f"""
+import runpy, sys
+from pipeline import ray_cluster
+ray_cluster.BATCH = ray_cluster.PART = 64
+sys.argv[1:] = ["run", "photos", "killed.parquet"]
+runpy.run_path({str(ROOT / "embed_folder.py")!r}, run_name="__main__")
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while process.poll() is None and not list(place.glob("killed.parquet/part-*")):
+        time.sleep(0.05)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    table = parquet.read_table(place / "killed.parquet")
+    assert 64 <= len(table) < 1000
+    done = embed(place, "run", "photos", "killed.parquet")
+    assert done.returncode == 0 and f"{table['error'].null_count:,} of them embedded before" in done.stdout, done.stderr
+    paths = parquet.read_table(place / "killed.parquet")["path"].to_pylist()
+    assert sorted(set(paths)) == sorted(paths) == sorted(str(path) for path in place.glob("photos/**/*.png"))
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from pipeline.errors import InputError
 from pipeline.files import DEVICE_FAILED
 
 CHUNK = 4096  # images after which progress is saved
+HEADERS = 100  # files whose sizes are compared before decoding
 NOT_THE_FILE = (*DEVICE_FAILED, errno.ENOMEM)  # errors that say nothing about the file
 
 
@@ -48,6 +49,7 @@ def read_data_set(
     """Reads image files into one array, each file once.
 
     Images of one size keep that size; if there are several sizes, or larger ones than `image_size`, all are resized.
+    The headers of a hundred files are read first; if only others have another size, files are decoded again.
 
     Args:
         paths: paths of the files.
@@ -62,13 +64,13 @@ def read_data_set(
         InputError: if there is not enough space for the images.
         OSError: if the disk, the network or the system fails; this says nothing about the file.
     """
-    wanted, first = (image_size, image_size), _first_size(paths)
+    wanted, common = (image_size, image_size), _common_size(paths)
     # Larger images are shrunk here, where pixels are averaged; the network would pick some.
-    own_size = first not in (None, wanted) and max(first) <= image_size
+    own_size = common not in (None, wanted) and max(common) <= image_size
     place = image_store.Place(paths, fit, images_in, cache)
     if own_size and place.is_disk(wanted):  # if there is such a folder, an earlier run has found several sizes
         own_size = not place.folder(wanted).exists()
-    decoded = _read(place, paths, first, fit, only_this_size=True) if own_size else None
+    decoded = _read(place, paths, common, fit, only_this_size=True) if own_size else None
     return decoded or _read(place, paths, wanted, fit)
 
 
@@ -86,13 +88,11 @@ def _read(place, paths, size, fit, only_this_size=False):
         return Decoded(store.array, store.records["digest"].tolist(), errors, value_range)
 
 
-def _first_size(paths):
-    """Height and width of the first image whose header can be read, None without any."""
-    for path in paths:
-        size = returning_errors(displayed_size)(path)
-        if isinstance(size, tuple):
-            return size
-    return None
+def _common_size(paths):
+    """Height and width of all images, judged by the headers of some files; None if sizes differ or none can be read."""
+    step = max(1, len(paths) // HEADERS)
+    found = {size for size in map(returning_errors(displayed_size), paths[::step]) if isinstance(size, tuple)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _decode_wide(store, paths, fit, errors):
