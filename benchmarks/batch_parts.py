@@ -1,6 +1,6 @@
 """Does rematerialisation let a batch be larger? Memory and time of a training step, with and without it.
 
-    python benchmarks/batch_parts.py [--backends tensorflow,jax,torch] [--batches 128,512,2048] [--image-size 32]
+    python benchmarks/batch_parts.py [--backends jax,torch] [--batches 128,512,2048] [--image-size 32] [--softplus]
 
 Compares three ways on each backend: `at once`, as init.py trains; `RematScope`, the network built inside
 `keras.RematScope("full")`; and `parts`, where the loss has all embeddings of the batch, but the backbone computes it in
@@ -8,6 +8,7 @@ parts of 64 images, whose activations are not kept but computed again for the gr
 are a loop of the compiled step (`keras.ops.map`), which has one part in memory at a time; TensorFlow cannot
 differentiate such a loop, so there and on PyTorch the step has each part by itself. The backbone's batch normalisation
 is frozen, as with pre-trained weights, so that the gradients are those of the batch at once, which the table compares.
+With `--softplus` in place of ReLU, rounding changes no gradient by much: that of ReLU jumps at 0.
 
 Each measurement has its own process, on Linux. Time is that of the second step, memory what both add at their highest.
 On a GPU, memory is that of the device, as JAX and PyTorch count it; it has not been run on one.
@@ -29,7 +30,7 @@ PART = 64  # images
 WAYS = ("at once", "RematScope", "parts")
 
 
-def trained_model(way, parts, image_size):
+def trained_model(way, parts, image_size, softplus):
     """The embedding model, and a model for training that computes the same in this way."""
     import keras
 
@@ -57,6 +58,8 @@ def trained_model(way, parts, image_size):
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization) and layer.name != "pooled_batch_norm":
             layer.trainable = False
+        if softplus and isinstance(layer, keras.layers.Activation):
+            layer.activation = keras.activations.softplus
     embeddings = model.outputs
     if way == "parts":
         embeddings = Parts(keras.Model(model.inputs, model.get_layer("pooling").output))(model.inputs[0])
@@ -85,7 +88,7 @@ def mib(is_highest):
     return found
 
 
-def measure(way, batch, image_size, updates):
+def measure(way, batch, image_size, softplus, updates):
     """Two steps of gradient descent in this process; saves the first one's change of the weights."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from pipeline.settings import keras_settings
@@ -96,7 +99,7 @@ def measure(way, batch, image_size, updates):
     from triplet_loss_functions import InBatchTripletLoss
 
     keras.utils.set_random_seed(0)
-    model, trained = trained_model(way, batch // PART, image_size)
+    model, trained = trained_model(way, batch // PART, image_size, softplus)
     trained.compile(keras.optimizers.SGD(1.0), InBatchTripletLoss(0.3, "batch_all"))
     images = np.random.default_rng(0).integers(0, 256, (batch, 3, 32, 32)).astype("uint8")
     labels = np.arange(batch) % 8
@@ -121,6 +124,7 @@ def main():
     parser.add_argument("--backends", default="tensorflow,jax,torch")
     parser.add_argument("--batches", default="128,512,2048", help=f"multiples of {PART}")
     parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--softplus", action="store_true", help="in place of ReLU")
     options = parser.parse_args()
     print("| backend | batch | way | seconds | MiB | gradients differ by |\n|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +132,8 @@ def main():
             for batch in map(int, options.batches.split(",")):
                 for way in WAYS:
                     updates = Path(folder) / f"{backend} {batch} {way}.npz"
-                    command = [sys.executable, __file__, "--measure", way, str(batch), str(options.image_size), updates]
+                    settings = [str(int(each)) for each in (batch, options.image_size, options.softplus)]
+                    command = [sys.executable, __file__, "--measure", way, *settings, updates]
                     environment = {**os.environ, "KERAS_BACKEND": backend}
                     done = subprocess.run(command, env=environment, capture_output=True, text=True)
                     if done.returncode:
@@ -144,6 +149,6 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        measure(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+        measure(sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6])
     else:
         main()

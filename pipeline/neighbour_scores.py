@@ -8,6 +8,7 @@ from sklearn.metrics import pairwise_distances_chunked
 from pipeline.neighbours import check_neighbours, nearest, nearest_others, predict_classes, vote
 
 MOST_PAIRS, FEWEST_QUERIES = 2**33, 1000  # of queries and references whose distances MAP@R sorts
+AT_ONCE, LEAST_MIB = 32, 128  # queries whose distances it has in memory at least, and how much memory they may take
 
 
 class Evaluation(NamedTuple):
@@ -146,8 +147,9 @@ def mean_average_precision_at_r(
         precision = hit.cumsum(axis=1) / rank
         return np.where(hit, precision, 0).sum(axis=1) / np.maximum(wanted[:, 0], 1)
 
+    mib = max(LEAST_MIB, AT_ONCE * 8 * len(references) / 2**20)  # each chunk reads all references
     chunks = pairwise_distances_chunked(
-        queries, references, reduce_func=average_precision, working_memory=128, metric="euclidean", squared=True
+        queries, references, reduce_func=average_precision, working_memory=mib, metric="euclidean", squared=True
     )
     return float(np.concatenate(list(chunks))[counts > 0].mean())
 

@@ -9,6 +9,7 @@ import pytest
 from pipeline import system_memory
 from pipeline.data.splits import DataSet, Images
 from pipeline.neighbour_scores import evaluate, retrieval_scores
+from pipeline.report import audit
 from pipeline.report import controls as controls_module
 from pipeline.report.controls import measure_controls, measure_cross_entropy, raw_pixels
 from pipeline.report.linear import linear_predictions
@@ -128,6 +129,14 @@ def test_logistic_regression_is_compared_if_there_are_test_images(measured):
         predicted, _, _ = linear_predictions(train, TRAIN.labels, validation, VALIDATION.labels, test, 60)
         np.testing.assert_array_equal(method.correct, predicted == TEST.labels)
         assert method.known == {"accuracy": pytest.approx(np.mean(predicted == TEST.labels))} and method.unseen == {}
+
+
+def test_checks_of_a_sample_are_printed_and_noted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(audit, "MOST_NUMBERS", 10**4)
+    notes = measure_controls(tmp_path, embed, BOTH, 3, epochs=1, seed=0).notes
+    assert len(notes) == 2 and "training images" in notes[0] and "far from all others" in notes[1]
+    assert {*notes} <= {*capsys.readouterr().out.splitlines()}
+    assert measure_controls(tmp_path, None, None, 3, 1, 0).notes == notes
 
 
 def test_logistic_regression_that_takes_too_long_is_skipped_with_a_note(tmp_path, monkeypatch):

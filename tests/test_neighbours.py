@@ -98,8 +98,11 @@ def test_the_nearest_others_are_those_of_a_plain_loop(count):
     neighbours = min(4, len(vectors) - 1)
     distances, indices = nearest_others(vectors, neighbours)
     some = np.arange(len(vectors))[::-2]
-    for each, of_all in zip(nearest_others(vectors, neighbours, some), (distances, indices), strict=True):
-        np.testing.assert_allclose(each, of_all[some], rtol=1e-5, atol=1e-6)
+    of_some, others = nearest_others(vectors, neighbours, some)
+    np.testing.assert_allclose(of_some, distances[some], rtol=1e-5, atol=1e-6)
+    expected = np.linalg.norm(vectors[others] - vectors[some, None], axis=-1)
+    np.testing.assert_allclose(of_some, expected, rtol=1e-5, atol=1e-6)
+    assert not (others == some[:, None]).any()
     for number, (index, distance) in enumerate(zip(indices, distances, strict=True)):
         ranking, expected = loop_ranking(vectors, vectors[number])
         assert number not in index and len(set(index)) == neighbours

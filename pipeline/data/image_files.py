@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -46,10 +47,11 @@ class Decoded(NamedTuple):
 def read_data_set(
     paths: Sequence[str | os.PathLike], image_size: int, fit: str, images_in: str = "memory", cache: str = "auto"
 ) -> Decoded:
-    """Reads image files into one array, each file once.
+    """Reads image files into one array.
 
     Images of one size keep that size; if there are several sizes, or larger ones than `image_size`, all are resized.
-    The headers of a hundred files are read first; if only others have another size, files are decoded again.
+    The headers of about a hundred files say whether there are several. If only others have another size, it shows while
+    files are decoded, which then starts again.
 
     Args:
         paths: paths of the files.
@@ -64,12 +66,12 @@ def read_data_set(
         InputError: if there is not enough space for the images.
         OSError: if the disk, the network or the system fails; this says nothing about the file.
     """
-    wanted, common = (image_size, image_size), _common_size(paths)
+    wanted, place = (image_size, image_size), image_store.Place(paths, fit, images_in, cache)
+    # If there is a folder for images of the wanted size, an earlier run has found that they are to be resized.
+    is_known = place.is_disk(wanted) and place.folder(wanted).exists()
+    common = None if is_known else _common_size(paths)
     # Larger images are shrunk here, where pixels are averaged; the network would pick some.
     own_size = common not in (None, wanted) and max(common) <= image_size
-    place = image_store.Place(paths, fit, images_in, cache)
-    if own_size and place.is_disk(wanted):  # if there is such a folder, an earlier run has found several sizes
-        own_size = not place.folder(wanted).exists()
     decoded = _read(place, paths, common, fit, only_this_size=True) if own_size else None
     return decoded or _read(place, paths, wanted, fit)
 
@@ -90,9 +92,21 @@ def _read(place, paths, size, fit, only_this_size=False):
 
 def _common_size(paths):
     """Height and width of all images, judged by the headers of some files; None if sizes differ or none can be read."""
-    step = max(1, len(paths) // HEADERS)
-    found = {size for size in map(returning_errors(displayed_size), paths[::step]) if isinstance(size, tuple)}
-    return found.pop() if len(found) == 1 else None
+    of_size = defaultdict(list)
+    with quiet_pillow():
+        for path in paths[:: max(1, len(paths) // HEADERS)]:
+            if isinstance(size := returning_errors(displayed_size)(path), tuple):
+                of_size[size].append(path)
+        # Files that cannot be read do not count, though their headers can be.
+        sizes = (size for size, some in of_size.items() if len(of_size) == 1 or any(map(_is_readable, some)))
+        first, second = next(sizes, None), next(sizes, None)
+    return None if second else first
+
+
+def _is_readable(path):
+    """Whether an image file can be decoded."""
+    read = returning_errors(lambda path: rgb_and_details(path, (1, 1), "scale", None))
+    return not isinstance(read(path), Exception)
 
 
 def _decode_wide(store, paths, fit, errors):

@@ -13,7 +13,7 @@ from pipeline.data.image_list import PARTS, TEST, TRAIN, VALIDATION
 from pipeline.data.splits import DataSet
 from pipeline.neighbours import nearest_others
 from pipeline.report.linear import doubted_labels
-from pipeline.report.near_duplicates import COMPONENTS, near_duplicates
+from pipeline.report.near_duplicates import compared_numbers, near_duplicates
 
 LABEL, ACROSS, OTHER_LABEL, REPEATED, FAR = KINDS = (
     "label",
@@ -32,7 +32,7 @@ SENTENCES = {
 # An image is far from all others if its distance to the fifth nearest exceeds the median by so many times the median
 # deviation from the median.
 FIFTH, FAR_DEVIATIONS = 5, 8
-MOST_NUMBERS = 2**47  # that a search compares, of all pairs of images: about three hours on two cores
+MOST_NUMBERS = 2**47  # that a search compares, of all pairs of a sample and all images: three hours on two cores
 
 
 class Finding(NamedTuple):
@@ -72,7 +72,7 @@ def find_duplicates(pixels: np.ndarray, data: DataSet, seed: int) -> tuple[list[
         pair across the split, the image that is held out, for testing or for validation comes first.
     """
     counts = {part: len(getattr(data, part).labels) for part in PARTS}
-    chosen = _chosen(len(pixels), min(COMPONENTS, pixels.shape[1]), counts[TRAIN], seed)
+    chosen = _chosen(len(pixels), compared_numbers(pixels), counts[TRAIN], seed)
     pairs, correlations = near_duplicates(pixels, seed, chosen)
     found = []
     for pair, correlation in zip(pairs, correlations, strict=True):
@@ -81,7 +81,11 @@ def find_duplicates(pixels: np.ndarray, data: DataSet, seed: int) -> tuple[list[
         label, other = (int(getattr(data, part).labels[index]) for part, index in (first, second))
         kind = OTHER_LABEL if label != other else REPEATED if first[0] == second[0] else ACROSS
         found.append(Finding(kind, *first, *second, other, float(correlation)))
-    return found, _note("near duplicates", chosen, len(pixels))
+    others = len(pixels) - counts[TRAIN]
+    if chosen is None:
+        return found, ""
+    sample = f"{len(chosen) - others:,} of {counts[TRAIN]:,} training images"
+    return found, f"Near duplicates of {sample}, and of all {others:,} others, have been searched for."
 
 
 def find_doubted_labels(
@@ -120,25 +124,21 @@ def find_far_images(features: dict[str, np.ndarray], seed: int) -> tuple[list[Fi
     far = far[np.argsort(-distances[far], kind="stable")]
     numbers = np.arange(count) if chosen is None else chosen
     found = [Finding(FAR, *_origin(int(numbers[each]), counts), "", -1, -1, float(distances[each])) for each in far]
-    return found, _note("images that are far from all others", chosen, count)
+    if chosen is None:
+        return found, ""
+    return found, f"Images far from all others have been searched for among {len(chosen):,} of {count:,} images."
 
 
 def _chosen(count, size, of_sample, seed):
-    """Which of `count` images are compared with all others: None for all.
+    """Which of `count` images are compared with all others, by `size` numbers each: None for all.
 
     If there are too many, they are a random sample of the first `of_sample`, and all of the others.
     """
-    wanted = max(1, MOST_NUMBERS // (count * size) - (count - of_sample))
+    wanted = max(1, MOST_NUMBERS // (count * size))
     if wanted >= of_sample:
         return None
     some = np.sort(np.random.default_rng((seed, 7)).permutation(of_sample)[:wanted])
     return np.concatenate([some, np.arange(of_sample, count)])
-
-
-def _note(what, chosen, count):
-    if chosen is None:
-        return ""
-    return f"Not all {what} were searched for: {len(chosen):,} of {count:,} images were compared with all others."
 
 
 def _origin(number, counts):

@@ -33,7 +33,7 @@ class Controls(NamedTuple):
 
     Attributes:
         methods: dict from names to `Method`.
-        notes: list of str, a sentence for each method that is missing.
+        notes: list of str, a sentence for each method that is missing, and each check that was of a sample.
         embeddings: the pooled features before training of the test images or, without any, of the held-out ones.
         findings: list of `Finding`, what may be wrong with the images or labels.
     """
@@ -79,7 +79,7 @@ def measure_controls(
         ends = np.cumsum([len(images.labels) for images in parts.values()])[:-1]
         of_parts = dict(zip(parts, np.split(pixels, ends), strict=True))
         methods, notes = {RAW_PIXELS: by_neighbours(of_parts, data, neighbours)[0]}, []
-        findings, note = find_duplicates(pixels, data, seed)
+        findings, of_duplicates = find_duplicates(pixels, data, seed)
         del pixels, of_parts
         began, features = time.monotonic(), {}
         for part, images in parts.items():
@@ -102,7 +102,9 @@ def measure_controls(
             notes.append(f"{what} is skipped: it takes longer than the training.")
         far, of_far = find_far_images(features, seed)
         findings += (doubted or []) + far
-        notes += [each for each in (note, of_far) if each]
+        of_samples = [note for note in (of_duplicates, of_far) if note]
+        print("\n".join(of_samples), end="\n" * bool(of_samples))
+        notes += of_samples
         shown = features["test" if "test" in features else "held_out"]
         return Controls(methods, notes, shown, findings)
 

@@ -14,6 +14,11 @@ BLOCK = 50  # images that are compared at once
 COMPONENTS, MOST_FITTED = 128, 10_000  # principal components for the search; images that they are fitted to
 
 
+def compared_numbers(pixels: np.ndarray) -> int:
+    """How many numbers of two images the search compares, at most; `pixels` as in `near_duplicates`."""
+    return min(COMPONENTS, pixels.shape[1])
+
+
 def near_duplicates(pixels: np.ndarray, seed: int, chosen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Finds pairs of nearly equal images.
 
@@ -43,7 +48,7 @@ def near_duplicates(pixels: np.ndarray, seed: int, chosen: np.ndarray | None = N
         return rows
 
     fitted = np.sort(np.random.default_rng((seed, 6)).permutation(count)[:MOST_FITTED])
-    components = min(COMPONENTS, len(fitted), pixels.shape[1])
+    components = min(compared_numbers(pixels), len(fitted))
     search = PCA(components, svd_solver="randomized", random_state=seed).fit(normalised(fitted))
     chosen = np.arange(count) if chosen is None else chosen
     projected, correlations = np.empty((count, components), "float32"), np.empty((len(chosen), RANK))
