@@ -102,9 +102,9 @@ def measure_controls(
             notes.append(f"{what} is skipped: it takes longer than the training.")
         far, of_far = find_far_images(features, seed)
         findings += (doubted or []) + far
-        of_samples = [note for note in (of_duplicates, of_far) if note]
-        print("\n".join(of_samples), end="\n" * bool(of_samples))
-        notes += of_samples
+        for note in filter(None, (of_duplicates, of_far)):
+            print(note)
+            notes.append(note)
         shown = features["test" if "test" in features else "held_out"]
         return Controls(methods, notes, shown, findings)
 
