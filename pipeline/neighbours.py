@@ -11,6 +11,7 @@ from pipeline import system_memory
 MANY_PAIRS = 2**30  # of references and queries, from which on faiss searches
 SPARE, BLOCK = 16, 256  # neighbours that faiss finds beyond those that are wanted; queries that are compared at once
 MOST_ON_GPU = 2048  # neighbours that faiss finds on a GPU
+ROUNDING = 2 * float(np.finfo("float32").eps)  # of a square in float32, relative to the squared norms and √size
 
 
 def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,9 +31,8 @@ def nearest(references: np.ndarray, queries: np.ndarray, neighbours: int) -> tup
         ValueError: if `neighbours` is below 1 or above the number of references, or embeddings are not finite.
     """
     check_neighbours(neighbours, references)
-    if _uses_faiss(references, queries):
-        return _by_faiss(references, queries, neighbours)
-    return NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(references).kneighbors(queries)
+    search = _by_faiss if _uses_faiss(references, queries) else _by_scikit_learn
+    return search(references, queries, neighbours)
 
 
 def nearest_others(
@@ -63,8 +63,20 @@ def _uses_faiss(references, queries):
     return len(references) * len(queries) >= MANY_PAIRS and fits and find_spec("faiss") is not None
 
 
+def _by_scikit_learn(references, queries, neighbours):
+    """As `nearest`."""
+    found = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(references).kneighbors(queries)
+    return _sorted(*found)
+
+
+def _sorted(distances, indices):
+    """Nearest first, and of equally near ones the smaller index."""
+    order = np.lexsort((indices, distances), axis=1)
+    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
+
+
 def _by_faiss(references, queries, neighbours):
-    """As `nearest`. Of equally near references, those with the smaller indices come first."""
+    """As `nearest`."""
     import faiss
 
     if not (np.isfinite(references).all() and np.isfinite(queries).all()):
@@ -76,19 +88,24 @@ def _by_faiss(references, queries, neighbours):
     centred = np.subtract(references, mean, dtype="float32")
     both = centred if queries is references else np.subtract(queries, mean, dtype="float32"), centred
     found = _found_on_gpus(*both, count) if faiss.get_num_gpus() and count <= MOST_ON_GPU else None
-    if found is None:
-        _, found = faiss.knn(*both, count)
+    rounded, found = found or faiss.knn(*both, count)  # squares of the distances, in float32
     distances = np.empty(found.shape)  # shape (n_queries, count)
     for start in range(0, len(queries), BLOCK):
         part = slice(start, start + BLOCK)
         differences = references[found[part]].astype("float64") - queries[part, None]
         distances[part] = np.sqrt(np.einsum("nkd,nkd->nk", differences, differences))
-    order = np.lexsort((found, distances), axis=1)[:, :neighbours]
-    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(found, order, axis=1)
+    distances, found = (each[:, :neighbours] for each in _sorted(distances, found))
+    # Where rounding may have hidden a nearer reference behind the farthest that was found, search again.
+    norms, farthest = np.linalg.norm(both[0], axis=1), rounded[:, -1].astype("float64")
+    error = ROUNDING * math.sqrt(references.shape[1]) * (norms**2 + (norms + np.sqrt(np.maximum(farthest, 0))) ** 2)
+    unsure = np.flatnonzero(~(distances[:, -1] ** 2 < farthest - error)) if count < len(references) else []
+    if len(unsure):
+        distances[unsure], found[unsure] = _by_scikit_learn(references, queries[unsure], neighbours)
+    return distances, found
 
 
 def _found_on_gpus(queries, references, count):
-    """Indices of the nearest references, which all GPUs share; None if that fails, as with too little memory."""
+    """As `faiss.knn`, of references that all GPUs share; None if that fails, as with too little memory."""
     import faiss
 
     options = faiss.GpuMultipleClonerOptions()
@@ -96,7 +113,7 @@ def _found_on_gpus(queries, references, count):
     try:
         index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(references.shape[1]), options)
         index.add(references)
-        return index.search(queries, count)[1]
+        return index.search(queries, count)
     except RuntimeError as error:
         print(f"faiss searches on the CPU, since it failed on the GPUs: {' '.join(str(error).split())[-200:]}")
         return None

@@ -112,6 +112,21 @@ def test_the_nearest_others_are_those_of_a_plain_loop(count):
 
 
 @pytest.mark.usefixtures("search")
+@pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4])
+def test_neighbours_in_tight_clusters_are_exact(spread):
+    """As of a network whose embeddings nearly collapse: three clusters on the unit sphere, far from each other."""
+    generator = np.random.default_rng(0)
+    vectors = np.repeat(generator.normal(size=(3, 128)) / 128**0.5, 1000, axis=0)
+    vectors += spread / 128**0.5 * generator.normal(size=vectors.shape)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype("float32")
+    distances, indices = nearest(vectors, vectors, 6)
+    for query in range(0, 3000, 50):
+        expected = np.linalg.norm(vectors.astype("float64") - vectors[query], axis=1)
+        np.testing.assert_array_equal(indices[query], expected.argsort(kind="stable")[:6])
+        np.testing.assert_allclose(distances[query], np.sort(expected)[:6], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.usefixtures("search")
 def test_each_of_many_close_vectors_is_its_own_nearest_reference():
     """Unit vectors that differ in the fourth digit, like those of a network that has hardly been trained."""
     vectors = 1 + 1e-4 * np.random.default_rng(1).normal(size=(500, 128))
