@@ -46,16 +46,16 @@ class EmbeddingTable:
         rule, numbers = "OUT.parquet must be a new folder, or one of the same run and of this command", [0]
         try:
             self.folder.mkdir(exist_ok=True)
+            for name in sorted(os.listdir(self.folder)):  # before anything is changed
+                if not IGNORED.fullmatch(name) and not PART.fullmatch(name):
+                    raise InputError(f"{rule}. Received: {str(folder)!r}, which has {name!r}")
             self.lock = open(self.folder / ".lock", "a+b")
             files.lock(self.lock)
             files.remove_partial_files(self.folder)
             for path in sorted(self.folder.iterdir()):
-                if IGNORED.fullmatch(path.name):
-                    continue
-                if not (part := PART.fullmatch(path.name)):
-                    raise InputError(f"{rule}. Received: {str(folder)!r}, which has {path.name!r}")
-                numbers.append(int(part[1]))
-                self._open(path, rule)
+                if part := PART.fullmatch(path.name):
+                    numbers.append(int(part[1]))
+                    self._open(path, rule)
         except BlockingIOError as error:
             raise InputError(f"OUT.parquet must not be in use by another process. Received: {str(folder)!r}") from error
         except (OSError, pyarrow.ArrowException) as error:

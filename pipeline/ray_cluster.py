@@ -1,6 +1,7 @@
 """Embeds and classifies image files on all GPUs of a machine, or of all machines of a Ray cluster."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 from pipeline.errors import InputError
 from pipeline.settings import process
 
-BATCH, PART = 1024, 8192  # images that a worker gets at once; in each part that is returned, but for the last
+LEAST, MOST, PARTS = 64, 1024, 100  # images that a worker gets at once, at least, at most, and of how many
+PART, PART_SECONDS = 8192, 60  # images of a part that is returned, unless it takes more seconds
 RESTARTS = 3  # of a worker that crashes; without a limit, an image that crashes it would do so for ever
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,24 +84,41 @@ def embedded(run_folder: str, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     machines = sum(node["Alive"] for node in ray.nodes())
     # Without a GPU, a worker computes on all cores, whatever Ray counts: half a core leaves Ray some for its own tasks.
-    needs = {"num_gpus": 1} if gpus else {"num_cpus": 0.5, "scheduling_strategy": "SPREAD"}
-    items, blocks = [{"path": os.fsencode(path)} for path in paths], -(-len(paths) // BATCH)
+    needs = {"num_gpus": 1} if gpus else {"num_cpus": 0.5}
+    actors = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS, "scheduling_strategy": "SPREAD"}
+    batch = min(max(len(paths) // PARTS, LEAST), MOST)
+    items, blocks = [{"path": os.fsencode(path)} for path in paths], -(-len(paths) // batch)
     workers = min(gpus or machines, blocks)
     print(f"{workers} of {gpus} GPUs" if gpus else f"{workers} machines without GPUs")
     found = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
         Worker,
         fn_constructor_args=[os.path.abspath(run_folder)],
-        batch_size=BATCH,
+        batch_size=batch,
         compute=ray.data.ActorPoolStrategy(size=workers),
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
+        ray_remote_args_fn=lambda: actors,
         **needs,
     )
     try:
-        for part in found.iter_batches(batch_size=PART, batch_format="numpy"):
+        for part in _parts(found.iter_batches(batch_size=batch, batch_format="numpy")):
             yield {**part, "path": [os.fsdecode(path) for path in part["path"]]}
     except Exception as error:  # whatever a worker raises
         raise InputError(f"A worker has failed; the same command continues. Received: {_reason(error)}") from error
+
+
+def _parts(batches):
+    """Joins batches to parts."""
+    joined, began = [], time.monotonic()
+    for batch in batches:
+        joined.append(batch)
+        if sum(len(each["path"]) for each in joined) >= PART or time.monotonic() - began >= PART_SECONDS:
+            yield _joined(joined)
+            joined, began = [], time.monotonic()
+    if joined:
+        yield _joined(joined)
+
+
+def _joined(batches):
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _reason(error):

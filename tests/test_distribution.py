@@ -264,9 +264,28 @@ print(outputs.dtype, *outputs[:2].ravel().astype("float64"))
     assert done.stdout.splitlines()[-1].split() == ["float32", str(1 + 2**-20), "70000.0"], done.stderr
 
 
+@on_jax
+@pytest.mark.parametrize("taken", [False, True], ids=["nobody joins", "another program has the port"])
+def test_processes_that_do_not_start_together_end_with_a_sentence(taken, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        if not taken:
+            server.close()
+        code = "from pipeline.settings import devices, process; devices.JOIN_SECONDS = 3\n"
+        code += "process.run(lambda: devices.join('jax'))"
+        together = {"JOB_ADDRESSES": address, "NUM_PROCESSES": "2", "PROCESS_ID": "0"}
+        variables = {f"KERAS_DISTRIBUTION_{name}": value for name, value in together.items()}
+        done = run_python("-c", code, **ONE_THREAD, **variables)
+    assert done.returncode == 2, done.stderr
+    assert ("no other program uses" if taken else "All 2 processes must start within 0.05 minutes") in done.stderr
+    assert address in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("processes", "process", "address", "words"),
     [
+        ("", "1", "here:1", "KERAS_DISTRIBUTION_NUM_PROCESSES must be a whole number"),
+        ("0", "0", "here:1", "KERAS_DISTRIBUTION_NUM_PROCESSES must be a whole number"),
         ("two", "0", "here:1", "KERAS_DISTRIBUTION_NUM_PROCESSES must be a whole number"),
         ("2", "", "here:1", "KERAS_DISTRIBUTION_PROCESS_ID must be a whole number"),
         ("2", "2", "here:1", "KERAS_DISTRIBUTION_PROCESS_ID must be from 0 to 1"),

@@ -1,5 +1,6 @@
 """The command embed_folder.py: the embeddings and classes of classify.py, each image once, also after interruptions."""
 
+import os
 import shutil
 
 import numpy as np
@@ -55,7 +56,7 @@ def killed(*arguments):
     yield from itertools.islice(embedded(*arguments), 3)
     os.kill(os.getpid(), 9)
 
-embedded, ray_cluster.embedded, ray_cluster.BATCH, ray_cluster.PART = ray_cluster.embedded, killed, 64, 64
+embedded, ray_cluster.embedded, ray_cluster.PART = ray_cluster.embedded, killed, 64
 sys.argv[1:] = ["run", "photos", "killed.parquet"]
 runpy.run_path({str(ROOT / "embed_folder.py")!r}, run_name="__main__")
 """
@@ -117,7 +118,7 @@ def test_wrong_arguments_are_named(arguments, words, place, monkeypatch):
     monkeypatch.setattr("sys.argv", ["embed_folder.py", *arguments])
     with pytest.raises(InputError, match=words):
         embed_folder.main()
-    assert not (place / "new.parquet").exists()
+    assert not (place / "new.parquet").exists() and os.listdir(place / "notes.parquet") == ["notes.txt"]
 
 
 def row(path, error=""):

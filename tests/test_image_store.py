@@ -134,6 +134,7 @@ def test_a_folder_that_has_moved_is_found_again(tmp_path, counted):
 
 def test_an_interrupted_run_continues_where_it_was(tmp_path, counted, monkeypatch):
     monkeypatch.setattr(image_files, "CHUNK", 4)
+    monkeypatch.setattr(image_files, "SAVE_SECONDS", 0)
     paths, read = save(tmp_path / "images", 21), image_files.rgb_and_details
 
     def interrupted(path, *settings):

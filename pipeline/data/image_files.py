@@ -22,7 +22,7 @@ from pipeline.data.pixels import Range, digest, displayed_size, rgb_and_details
 from pipeline.errors import InputError
 from pipeline.files import DEVICE_FAILED
 
-CHUNK = 4096  # images after which progress is saved
+CHUNK, SAVE_SECONDS = 256, 10  # images that threads get at once; seconds between saves of what has been decoded
 HEADERS = 100  # files whose sizes are compared before decoding
 NOT_THE_FILE = (*DEVICE_FAILED, errno.ENOMEM)  # errors that say nothing about the file
 
@@ -190,6 +190,7 @@ def _decode(store, paths, numbers, fit, value_range, only_this_size=False):
         return digest(pixels), result[1]
 
     decoded = returning_errors(lambda path: rgb_and_details(path, size, fit, value_range))
+    unsaved, saved = [], time.monotonic()
     with quiet_pillow(), ThreadPoolExecutor() as pool:
         for start in range(0, len(numbers), CHUNK):
             chunk = numbers[start : start + CHUNK]
@@ -205,7 +206,10 @@ def _decode(store, paths, numbers, fit, value_range, only_this_size=False):
                     return None
                 low, high = details.value_range or (0, 0)
                 store.records[number] = READ, checksum, details.is_reduced, bool(details.value_range), low, high
-            store.save(chunk)
+            unsaved += chunk
+            if time.monotonic() - saved >= SAVE_SECONDS or start + CHUNK >= len(numbers):
+                store.save(unsaved)
+                unsaved, saved = [], time.monotonic()
     return errors
 
 

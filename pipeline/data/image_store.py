@@ -234,7 +234,8 @@ class Place:
 
     def folder(self, size: tuple[int, int]) -> Path:
         """The folder of the cache for these files as images of this height and width; it need not exist."""
-        key = hashlib.blake2b(repr((1, tuple(size), self.fit)).encode() + self._files, digest_size=12)
+        user = os.getuid() if hasattr(os, "getuid") else 0  # who may not write to the folder of another one
+        key = hashlib.blake2b(repr((1, user, tuple(size), self.fit)).encode() + self._files, digest_size=12)
         return self.cache / key.hexdigest()
 
     @functools.cached_property

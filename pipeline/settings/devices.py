@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import tarfile
+import threading
 import time
 import weakref
 from collections.abc import Iterable
@@ -51,11 +52,12 @@ def processes() -> tuple[int, int]:
         InputError: if the variables are not numbers that fit together, or there is no address.
     """
     values = {name: os.environ.get(name, "") for name in (PROCESSES, PROCESS)}
-    if values[PROCESSES] in ("", "1"):
+    if values[PROCESSES] == "1" or not any(values.values()):
         return 0, 1
     for name, value in values.items():
-        if not value.isdecimal():
-            raise InputError(f"The environment variable {name} must be a whole number. Received: {value!r}")
+        if not value.isdecimal() or (name == PROCESSES and int(value) == 0):
+            rule = "a whole number" + " above 0" * (name == PROCESSES)
+            raise InputError(f"The environment variable {name} must be {rule}. Received: {value!r}")
     number, count = int(values[PROCESS]), int(values[PROCESSES])
     if number >= count:
         raise InputError(f"The environment variable {PROCESS} must be from 0 to {count - 1}. Received: {number}")
@@ -92,13 +94,37 @@ def join(backend: str) -> None:
     if number:
         _wait_for(address)
         sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
-    settings = {"initialization_timeout": JOIN_SECONDS, "shutdown_timeout_seconds": END_SECONDS}
+    else:
+        _check_free(address)
+    process.is_one_of_several(number)
+    # Later, JAX would end the process with a stack trace.
+    late = threading.Timer(JOIN_SECONDS, process.end, [f"{_started_together(count)} Received: {address!r}"])
+    late.daemon = True
+    late.start()
+    settings = {"initialization_timeout": 2 * JOIN_SECONDS, "shutdown_timeout_seconds": END_SECONDS}
     try:
         jax.distributed.initialize(address, count, number, cluster_detection_method="deactivate", **settings)
+        highest(0)  # connects them, before one is late because it reads its images more slowly
     except Exception as error:  # JAX documents RuntimeError alone
-        raise InputError(f"JAX must be able to join the processes. Received: {process.in_short(error)}") from error
-    process.is_one_of_several(number)
-    highest(0)  # connects them, before one is late because it reads its images more slowly
+        raise InputError(f"{_started_together(count)} Received: {process.in_short(error)}") from error
+    finally:
+        late.cancel()
+
+
+def _started_together(count):
+    minutes = f"{JOIN_SECONDS / 60:g} minutes"
+    return f"All {count} processes must start within {minutes}, with the same address in {ADDRESS}."
+
+
+def _check_free(address):
+    """Raises InputError if another program uses the port of this process, where JAX may crash."""
+    try:
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # JAX takes a port that has just been used
+            tried.bind(("", int(address.rpartition(":")[2])))
+    except OSError as error:
+        rule = f"The environment variable {ADDRESS} must have a port that no other program uses"
+        raise InputError(f"{rule}. Received: {address!r} ({error})") from error
 
 
 def _wait_for(address):

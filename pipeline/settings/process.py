@@ -23,7 +23,7 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 # Words in the errors of NumPy, TensorFlow, JAX, PyTorch, CUDA and the system when memory runs out.
 OUT_OF_MEMORY = re.compile(
     "out of memory|resource ?_?exhausted|OOM when allocating|can't allocate memory|cannot allocate memory|"
-    "not enough memory|unable to allocate|failed to allocate|bad_alloc|STATUS_ALLOC_FAILED",
+    "not enough memory|can't start new thread|unable to allocate|failed to allocate|bad_alloc|STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
 OWN_MODULES = ("pipeline", "fine_tune_model", "triplet_loss_functions")
@@ -39,7 +39,6 @@ def run(main: Callable[[], object], trains: bool = True) -> None:
     disk that fails and for too little memory, and 128 plus the signal's number for `STOP_SIGNALS` and a closed standard
     output (`| head`).
     """
-    name = Path(sys.argv[0]).name
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not in a notebook
@@ -60,12 +59,23 @@ def run(main: Callable[[], object], trains: bool = True) -> None:
     finally:
         while _at_end:
             _at_end.pop()()
-    which = "" if _process is None else f" (process {_process})"
-    _print_error(f"{name}{which}: {sentence}" if code == 2 else sentence)
+    _print_error(_named(sentence) if code == 2 else sentence)
     _flush(sys.stdout)
     if _process is not None and not all_stop:
         os._exit(code)  # at a normal exit JAX would wait for the other processes, which wait for this one
     sys.exit(code)
+
+
+def end(sentence: str) -> None:
+    """Ends the process as `InputError` does, from another thread, while no exception would reach the main one."""
+    _print_error(_named(sentence))
+    os._exit(2)
+
+
+def _named(sentence):
+    """A sentence after the name of the script and, of several that train together, the number of the process."""
+    which = "" if _process is None else f" (process {_process})"
+    return f"{Path(sys.argv[0]).name}{which}: {sentence}"
 
 
 def _ending(error: BaseException, trains: bool) -> tuple[int, str] | None:
