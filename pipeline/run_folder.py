@@ -190,7 +190,7 @@ def _start(folder, constants, overwrite, sources, of_devices):
             raise InputError(f"`RUN_FOLDER` {str(folder)!r} has a run with other {', other '.join(changed)}; {ADVICE}.")
         before = (stored or {}).get(STARTED_WITH, {}).get(DEVICE_COUNT, 1)
         if before != of_devices and _has_trained(folder):
-            print(f"Devices that train: {of_devices}, before {before}. The result is the same but for rounding.")
+            print(f"Devices that train: {of_devices}, before {before}. Results differ by rounding alone.")
         kept = {name: value for name, value in constants.items() if name != "OVERWRITE"}
         started_with = {**sources, "OVERWRITE": overwrite}
         if of_devices > 1:
