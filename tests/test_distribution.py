@@ -266,7 +266,7 @@ print(outputs.dtype, *outputs[:2].ravel().astype("float64"))
 
 @on_jax
 @pytest.mark.parametrize("taken", [False, True], ids=["nobody joins", "another program has the port"])
-def test_processes_that_do_not_start_together_end_with_a_sentence(taken, tmp_path):
+def test_processes_that_do_not_start_together_end_with_a_sentence(taken):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         if not taken:

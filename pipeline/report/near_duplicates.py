@@ -50,20 +50,21 @@ def near_duplicates(pixels: np.ndarray, seed: int, chosen: np.ndarray | None = N
     fitted = np.sort(np.random.default_rng((seed, 6)).permutation(count)[:MOST_FITTED])
     components = min(compared_numbers(pixels), len(fitted))
     search = PCA(components, svd_solver="randomized", random_state=seed).fit(normalised(fitted))
-    chosen = np.arange(count) if chosen is None else chosen
-    projected, correlations = np.empty((count, components), "float32"), np.empty((len(chosen), RANK))
+    projected = np.empty((count, components), "float32")
     for start in range(0, count, BLOCK):
         projected[start : start + BLOCK] = search.transform(normalised(slice(start, start + BLOCK)))
     _, candidates = nearest_others(projected, RANK, chosen)  # shape (m, RANK)
-    for start in range(0, len(chosen), BLOCK):
+    compared = np.arange(count) if chosen is None else chosen  # shape (m,)
+    correlations = np.empty(candidates.shape)
+    for start in range(0, len(compared), BLOCK):
         own, others = slice(start, start + BLOCK), candidates[start : start + BLOCK]
         of_others = normalised(others.reshape(-1)).reshape(*others.shape, -1)
-        correlations[own] = np.einsum("nd,nkd->nk", normalised(chosen[own]), of_others)
+        correlations[own] = np.einsum("nd,nkd->nk", normalised(compared[own]), of_others)
     squares = 2 - 2 * correlations  # of the distances
     tenth = squares.max(axis=1, keepdims=True)
     is_near = squares <= np.maximum(OF_OWN**2 * tenth, OF_MOST**2 * np.median(tenth))
     rows, columns = np.nonzero(is_near & (correlations >= LEAST_CORRELATION))
-    pairs = np.sort(np.stack([chosen[rows], candidates[rows, columns]], axis=1), axis=1)
+    pairs = np.sort(np.stack([compared[rows], candidates[rows, columns]], axis=1), axis=1)
     pairs, first = np.unique(pairs, axis=0, return_index=True)
     values = correlations[rows, columns][first]
     order = np.argsort(-values, kind="stable")

@@ -79,8 +79,8 @@ def join(backend: str) -> None:
     `keras.distribution.initialize` lets JAX take one GPU of each machine alone.
 
     Raises:
-        InputError: if the backend is not JAX, the first process does not answer within five minutes, or JAX cannot join
-            them.
+        InputError: if the backend is not JAX, the first process does not answer within five minutes, its port is in
+            use, or JAX cannot join them. If not all have started within five minutes, the process ends with a sentence.
     """
     number, count = processes()
     if count == 1:
